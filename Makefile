@@ -1,0 +1,29 @@
+# `make` alone lists the targets. All of them need only make and a shell: `setup` brings the rest.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench clean
+# Debian keeps ip, nft and ethtool in sbin, which is not on a plain user's path.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make .venv with the guestagent command and all that tests need; at once when nothing changed
+	@packaging/dev-setup.sh
+
+demo: setup ## real traffic between two hosts made on this machine, tapped, collected, counted
+	@.venv/bin/guestagent demo $(ARGS)
+
+test: setup ## unit, repo, lab and interop tests; ARGS='-k ring' picks some
+	.venv/bin/pytest $(ARGS)
+
+lint: setup ## ruff, its format, mypy
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+bench: setup ## the numbers of the README, measured here
+	.venv/bin/python -m tests.bench $(ARGS)
+
+clean: ## remove what setup, tests and builds made; captures stay
+	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find guestagent tests -name __pycache__ -type d -prune -exec rm -rf {} +

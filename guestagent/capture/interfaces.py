@@ -1,0 +1,179 @@
+"""Which interfaces to tap: names, globs, the one of the default route; read over netlink.
+
+Not from /sys: a process moved into another network namespace still sees the old one's /sys/class/net.
+"""
+
+import fnmatch
+import ipaddress
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from guestagent.errors import ConfigError, HostError
+from guestagent.model import Interface
+
+ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772
+_ETHERNET_FRAMED = {ARPHRD_ETHER, ARPHRD_LOOPBACK}
+
+_TUNNEL_KINDS = frozenset(
+    "vxlan geneve gre gretap ip6gre ip6gretap erspan ip6erspan ipip ip6tnl sit vti vti6 xfrm wireguard tun gtp".split()
+)
+"""IFLA_INFO_KIND of devices whose packets leave again, wrapped, through another interface."""
+
+_NLM_REQUEST, _NLM_DUMP = 0x01, 0x300
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_RTM_GETLINK, _RTM_GETROUTE = 18, 26
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_INFO_KIND = 1, 3, 4, 10, 18, 1
+_RTA_DST, _RTA_OIF, _RTA_PRIORITY = 1, 4, 6
+_NLA_TYPE_MASK = 0x3FFF
+_RTN_UNICAST, _RT_TABLE_MAIN = 1, 254
+_REPLY_BYTES = 1 << 16
+"""The kernel fits a part of a dump into 32 KB (netlink: NLMSG_GOODSIZE)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What the kernel tells of one network device (struct ifinfomsg and its attributes)."""
+
+    index: int
+    name: str
+    hardware_type: int
+    mac: str
+    mtu: int
+    master: int
+    kind: str
+
+    @property
+    def is_tunnel(self) -> bool:
+        """Packets sent into it leave, wrapped, through another device."""
+        return self.kind in _TUNNEL_KINDS
+
+
+def _messages(kind: int, flags: int, body: bytes) -> Iterator[bytes]:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as netlink:
+        netlink.sendall(struct.pack("=IHHII", 16 + len(body), kind, _NLM_REQUEST | flags, 1, 0) + body)
+        while True:
+            reply, offset = netlink.recv(_REPLY_BYTES), 0
+            while offset < len(reply):
+                size, answer = struct.unpack_from("=IH", reply, offset)
+                payload = reply[offset + 16 : offset + size]
+                if answer == _NLMSG_DONE:
+                    return
+                if answer == _NLMSG_ERROR:
+                    code = -struct.unpack_from("=i", payload)[0]
+                    raise OSError(code, "netlink request refused")
+                yield payload
+                offset += (size + 3) & ~3
+            if not flags & _NLM_DUMP:
+                return
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    found, offset = {}, 0
+    while offset + 4 <= len(data):
+        size, kind = struct.unpack_from("=HH", data, offset)
+        if size < 4:
+            break
+        found[kind & _NLA_TYPE_MASK] = data[offset + 4 : offset + size]
+        offset += (size + 3) & ~3
+    return found
+
+
+def _word(attributes: dict[int, bytes], kind: int) -> int:
+    return int(struct.unpack_from("=I", attributes[kind])[0]) if kind in attributes else 0
+
+
+def links() -> dict[str, Link]:
+    """Every device of this network namespace, by name."""
+    found = {}
+    for message in _messages(_RTM_GETLINK, _NLM_DUMP, struct.pack("=BxHiII", 0, 0, 0, 0, 0)):
+        hardware_type, index = struct.unpack_from("=HI", message, 2)
+        attributes = _attributes(message[16:])
+        name = attributes.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
+        info = _attributes(attributes.get(_IFLA_LINKINFO, b""))
+        found[name] = Link(
+            index=index,
+            name=name,
+            hardware_type=hardware_type,
+            mac=":".join(f"{byte:02x}" for byte in attributes.get(_IFLA_ADDRESS, b"")),
+            mtu=_word(attributes, _IFLA_MTU),
+            master=_word(attributes, _IFLA_MASTER),
+            kind=info.get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode(errors="replace"),
+        )
+    return found
+
+
+def default_interface() -> str:
+    """The device of the default route, IPv4 before IPv6, least metric first. Raises ConfigError without one."""
+    by_index = {link.index: name for name, link in links().items()}
+    for family in (socket.AF_INET, socket.AF_INET6):
+        candidates = []
+        body = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 0, 0, 0, 0, 0)
+        for message in _messages(_RTM_GETROUTE, _NLM_DUMP, body):
+            _, prefix, _, _, table, _, _, route_type = struct.unpack_from("=8B", message)
+            attributes = _attributes(message[12:])
+            if prefix == 0 and table == _RT_TABLE_MAIN and route_type == _RTN_UNICAST and _RTA_OIF in attributes:
+                candidates.append((_word(attributes, _RTA_PRIORITY), by_index.get(_word(attributes, _RTA_OIF), "")))
+        if named := [pair for pair in candidates if pair[1]]:
+            return min(named)[1]
+    raise ConfigError("no default route says which interface to tap: name one with -i (`ip link` lists them)")
+
+
+def route_interface(address: str) -> str:
+    """The device through which packets to `address` leave, empty where there is no route."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+    body = struct.pack("=BBBBBBBBI", family, ip.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+    body += struct.pack("=HH", 4 + len(ip.packed), _RTA_DST) + ip.packed
+    try:
+        for message in _messages(_RTM_GETROUTE, 0, body):
+            index = _word(_attributes(message[12:]), _RTA_OIF)
+            return next((name for name, link in links().items() if link.index == index), "")
+    except OSError:
+        pass
+    return ""
+
+
+def select(patterns: Sequence[str]) -> list[Link]:
+    """The devices that names and globs mean, each once; nothing named means the default route's.
+
+    A glob skips devices that have a master (a bridge or bond shows their packets) unless they are named in full.
+    Raises ConfigError for a name that is not there, HostError for a device without Ethernet frames.
+    """
+    known = links()
+    chosen: dict[str, Link] = {}
+    for pattern in patterns or [default_interface()]:
+        if pattern in known:
+            chosen[pattern] = known[pattern]
+            continue
+        matches = [name for name in known if fnmatch.fnmatchcase(name, pattern) and not known[name].master]
+        if not matches:
+            names = ", ".join(sorted(known))
+            raise ConfigError(f"no interface {pattern!r} here: choose among {names}")
+        is_glob_of_many = [name for name in matches if known[name].hardware_type in _ETHERNET_FRAMED]
+        chosen.update((name, known[name]) for name in is_glob_of_many or matches)
+    for link in chosen.values():
+        if link.hardware_type not in _ETHERNET_FRAMED:
+            raise HostError(
+                f"interface {link.name} carries no Ethernet frames (ARPHRD type {link.hardware_type}), "
+                "which this version can't tap: name the Ethernet interface below it"
+            )
+    return list(chosen.values())
+
+
+def describe(link: Link, interface_id: int) -> Interface:
+    """The facts of a device as hello and INFO carry them."""
+    import psutil
+
+    wanted = (socket.AF_INET, socket.AF_INET6)
+    addresses = psutil.net_if_addrs().get(link.name, [])
+    stats = psutil.net_if_stats().get(link.name)
+    return Interface(
+        id=interface_id,
+        name=link.name,
+        mac=link.mac,
+        mtu=link.mtu,
+        addresses=tuple(address.address for address in addresses if address.family in wanted),
+        speed_mbit=stats.speed if stats else 0,
+    )

@@ -1,0 +1,67 @@
+"""What every capture engine offers to the desk: blocks of records that it lends until they are released."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from guestagent.capture.bpf import Instruction
+from guestagent.model import Interface
+
+PRIVATE_BYTES = 24
+"""Room that every block keeps in front of its records for a tapstream header: frame and records go out in one call."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetiredBlock:
+    """A block on loan from an engine. `memory[start - PRIVATE_BYTES:end]` is the lender's to write and send."""
+
+    index: int
+    memory: memoryview
+    start: int
+    end: int
+    records: int
+    first_ns: int
+    ring_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Records that the filter accepted, and those of them that were dropped, since the capture began."""
+
+    captured: int
+    dropped: int
+
+
+class Source(Protocol):
+    """One tapped interface. Blocks come in order and are released in order; nothing else is buffered."""
+
+    interface: Interface
+    layout: str
+    capacity_bytes: int
+
+    def fileno(self) -> int:
+        """The descriptor to watch, edge-triggered: an unreleased block keeps it readable."""
+
+    def peek(self) -> RetiredBlock | None:
+        """The oldest block not yet taken, or None while the kernel fills it."""
+
+    def take(self) -> RetiredBlock | None:
+        """Like peek, and the next call answers the block after it."""
+
+    def release(self, block: RetiredBlock) -> None:
+        """Hand a taken block back; its memory changes from now on."""
+
+    def statistics(self) -> Statistics:
+        """Totals so far."""
+
+    def attach(self, program: Sequence[Instruction]) -> None:
+        """Swap the filter, on the live socket."""
+
+    def held_blocks(self) -> int:
+        """Blocks taken and not yet released."""
+
+    def pending_error(self) -> str:
+        """What the kernel reports of the socket, empty where all is well; clears it."""
+
+    def close(self) -> None:
+        """Give everything back to the kernel; idempotent."""

@@ -1,0 +1,130 @@
+"""Every run that this collector has seen, the sums per agent, and how runs end. No sockets here.
+
+Used by the server for connections, and by the agent itself for `--to dir:PATH`.
+"""
+
+import logging
+import time
+from typing import Any, Protocol
+
+from guestagent.collector.run import Run
+from guestagent.collector.sinks.track import Resume, Track
+from guestagent.tapstream.hello import AgentHello, CollectorHello
+
+log = logging.getLogger("guestagent.collector")
+
+REPORT_SCHEMA = "guestagent.collector/1"
+MOST_AGENTS = 4096
+"""Names are the peers' to choose; a stranger who invents them must not fill our memory."""
+MOST_UNCLEAN_ENDS = 100
+_SUMMED = ("received", "received_bytes", "gaps", "duplicates", "written", "malformed", "unsupported_gso")
+
+
+class Sink(Protocol):
+    """Where runs are written."""
+
+    def open_run(self, hello: AgentHello) -> tuple[Track, Resume | None]:
+        """A track for a run, and how far it came in an earlier process."""
+
+    def blocked_by(self) -> str:
+        """Why nothing can be written, empty where it can."""
+
+    def close(self) -> None:
+        """Flush and close."""
+
+
+class Agent:
+    """The sums over an agent's ended runs, and its live ones."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, Run] = {}
+        self.totals = dict.fromkeys(_SUMMED, 0)
+        self.unclean_ends: list[dict[str, Any]] = []
+        self.refused = 0
+        """Connections in this agent's name that were closed for what they sent."""
+
+    def fold(self, run: Run) -> None:
+        """Add an ended run to the sums."""
+        self.totals = self.sums(run)
+        del self.runs[run.hello.run_id]
+
+    def sums(self, *runs: Run) -> dict[str, int]:
+        """The totals with these runs added."""
+        sums = dict(self.totals)
+        for run in runs:
+            counts = (run.received, run.received_bytes, run.place.gaps, run.place.duplicates, run.written, run.malformed)
+            for key, value in zip(_SUMMED, (*counts, sum(run.place.unsupported_gso.values())), strict=True):
+                sums[key] += value
+        return sums
+
+
+class Registry:
+    """Finds or opens the run of a hello, and keeps the books."""
+
+    def __init__(self, sink: Sink, collector_id: str, version: str) -> None:
+        self._sink = sink
+        self._collector_id, self._version = collector_id, version
+        self.agents: dict[str, Agent] = {}
+
+    def open(self, hello: AgentHello) -> tuple[Run, CollectorHello]:
+        """The run that a hello begins or resumes, and the answer to send. Raises ValueError for one agent too many."""
+        agent = self.agents.get(hello.agent_id)
+        if agent is None:
+            if len(self.agents) >= MOST_AGENTS:
+                raise ValueError(f"this collector already serves {MOST_AGENTS} agents")
+            agent = self.agents[hello.agent_id] = Agent()
+        run = agent.runs.get(hello.run_id)
+        if run is None:
+            self._end_dead_runs(agent, hello)
+            run = agent.runs[hello.run_id] = Run(hello, *self._sink.open_run(hello))
+        held = run.resume_at(hello) if run.known_before else None
+        run.known_before = True
+        return run, CollectorHello(self._collector_id, self._version, held, run.place.unsupported_gso)
+
+    def _end_dead_runs(self, agent: Agent, hello: AgentHello) -> None:
+        """A new run of the same agent tells that its broken ones will not come back."""
+        for run in [run for run in agent.runs.values() if run.broken_ns]:
+            self._end_unclean(agent, run, hello.started_ns)
+
+    def _end_unclean(self, agent: Agent, run: Run, next_ns: int) -> None:
+        end = run.unclean_end(next_ns)
+        agent.unclean_ends = [*agent.unclean_ends, end][-MOST_UNCLEAN_ENDS:]
+        log.warning(
+            "agent %s ended without goodbye: nothing is held from %s until %s",
+            run.hello.agent_id,
+            end["gap_from"],
+            end["gap_until"],
+        )
+        run.end(f"unclean end: nothing is held from {end['gap_from']} until {end['gap_until']}")
+        agent.fold(run)
+
+    def said_goodbye(self, run: Run, reason: str) -> None:
+        """A run ended as it should."""
+        run.end(reason)
+        self.agents[run.hello.agent_id].fold(run)
+
+    def broke(self, run: Run) -> None:
+        """A connection ended without BYE: the run may come back."""
+        run.broken_ns = time.time_ns()
+
+    def close(self) -> None:
+        """The collector stops: broken runs end unclean, the others just end here."""
+        for agent in self.agents.values():
+            for run in list(agent.runs.values()):
+                if run.broken_ns:
+                    self._end_unclean(agent, run, time.time_ns())
+                else:
+                    run.end("the collector stopped; the run may go on elsewhere")
+                    agent.fold(run)
+        self._sink.close()
+
+    def report(self) -> dict[str, Any]:
+        """The collector's report: per agent what came, what was missing, what was written."""
+        agents = {}
+        for name, agent in self.agents.items():
+            agents[name] = {
+                **agent.sums(*agent.runs.values()),
+                "refused": agent.refused,
+                "unclean_ends": agent.unclean_ends,
+            }
+        return {"schema": REPORT_SCHEMA, "collector_id": self._collector_id, "agents": agents}

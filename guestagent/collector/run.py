@@ -1,0 +1,118 @@
+"""One run of one agent at this collector: its place in the sequence, its counts, its track into the sink.
+
+A connection comes and goes; the run stays until its BYE, or until the agent's next run shows that it died.
+"""
+
+import time
+from typing import Any
+
+from guestagent.capture.block import MalformedBlock
+from guestagent.collector.sinks.track import Resume, Track
+from guestagent.tapstream.frames import SEQUENCED, Frame, Kind, ProtocolError, decode_block, decode_json
+from guestagent.tapstream.hello import AgentHello, decode_interface
+from guestagent.tapstream.session import AckClock, ReceiveState
+
+
+class Run:
+    """Takes the numbered frames of a run in any order of connections; writes each once."""
+
+    def __init__(self, hello: AgentHello, track: Track, resume: Resume | None) -> None:
+        self.hello = hello
+        self.track = track
+        self.known_before = resume is not None
+        self.place = ReceiveState(hello.first_sequence - 1)
+        if resume:
+            self.place = ReceiveState(resume.sequence, unsupported_gso=dict(resume.stale))
+        self.acks = AckClock(hello.ring_bytes)
+        self.acknowledged_sequence = self.place.held_sequence
+        self.received = self.received_bytes = self.written = self.malformed = 0
+        self.last_frame_ns = hello.started_ns
+        self.broken_ns = 0
+        """When the connection was lost without a BYE; 0 while it stands or after a BYE."""
+        self.ended = False
+
+    def resume_at(self, hello: AgentHello) -> int | None:
+        """The held sequence to answer to a hello of this run; None where nothing is held yet."""
+        self.broken_ns = 0
+        for facts in hello.interfaces:
+            if not self.track.knows(facts.id):
+                self.track.interface(facts)
+        if hello.first_sequence > self.place.held_sequence + 1:
+            return None
+        return self.place.held_sequence or None
+
+    def frame(self, frame: Frame, now: float) -> None:
+        """Take one numbered frame. Raises ProtocolError or MalformedBlock; then the run stands where it stood."""
+        if frame.kind not in SEQUENCED:
+            raise ProtocolError(f"a {Kind(frame.kind).name} frame has no place in a run")
+        if frame.sequence == 0:
+            raise ProtocolError("frames of a run are numbered from 1")
+        if not self.place.is_new(frame.sequence):
+            return
+        self._TAKERS[Kind(frame.kind)](self, frame)
+        self.place.hold(frame.sequence)
+        self.track.mark(self.place.held_sequence, self.place.unsupported_gso)
+        self.last_frame_ns = time.time_ns()
+        self.acks.received(len(frame.payload), now)
+
+    def _take_block(self, frame: Frame) -> None:
+        count, records = decode_block(frame)
+        if not self.track.knows(frame.interface):
+            raise ProtocolError(f"a BLOCK of interface {frame.interface}, which no hello or INFO named")
+        try:
+            packets, stale = self.track.records(frame.interface, records, count)
+        except MalformedBlock:
+            self.malformed += 1
+            raise
+        self.received += count
+        self.received_bytes += len(records)
+        self.written += packets
+        if stale:
+            counts = self.place.unsupported_gso
+            counts[frame.interface] = counts.get(frame.interface, 0) + stale
+
+    def _take_report(self, frame: Frame) -> None:
+        self.track.report(decode_json(frame))
+
+    def _take_info(self, frame: Frame) -> None:
+        self.track.interface(decode_interface(decode_json(frame).get("interface")))
+
+    _TAKERS = {Kind.BLOCK: _take_block, Kind.REPORT: _take_report, Kind.INFO: _take_info}  # noqa: RUF012
+
+    def flush(self, now: float) -> bool:
+        """Make everything taken so far safe; False where the sink can't take it now."""
+        done = self.track.flush()
+        if done:
+            self.track.turn_page(now)
+        return done
+
+    def notes(self) -> dict[str, Any]:
+        """What an ACK carries besides its sequence."""
+        notes: dict[str, Any] = {}
+        if self.place.unsupported_gso:
+            notes["unsupported_gso"] = {str(key): value for key, value in self.place.unsupported_gso.items()}
+        if self.track.output.blocked_by:
+            notes["note"] = f"the collector can't write: {self.track.output.blocked_by}"
+        return notes
+
+    def end(self, reason: str) -> None:
+        """The run is over."""
+        if not self.ended:
+            self.ended = True
+            self.track.end(reason)
+
+    def unclean_end(self, next_ns: int) -> dict[str, Any]:
+        """The gap that an agent left that died: nothing of it is held between these two times."""
+        return {
+            "run_id": self.hello.run_id,
+            "last_held_ns": self.last_frame_ns,
+            "gap_from": utc(self.last_frame_ns),
+            "gap_until": utc(next_ns),
+            "until_ns": next_ns,
+        }
+
+
+def utc(time_ns: int) -> str:
+    """A wall-clock time in ISO 8601, to the millisecond."""
+    seconds, rest = divmod(time_ns, 1_000_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest // 1_000_000:03d}Z"

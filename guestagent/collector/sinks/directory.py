@@ -1,0 +1,162 @@
+"""The sink behind `--write DIRECTORY`: PATH/AGENT/START-N.pcapng, rotated, retained, mended after a crash."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from guestagent.collector.sinks import reader
+from guestagent.collector.sinks.output import Output, lock, make_directory, open_file
+from guestagent.collector.sinks.track import Described, Resume, Track, recover_file, resume_of, section_of
+from guestagent.tapstream.hello import AgentHello
+
+_FILES_TO_MEND = 2
+"""A crash can tear the file being written and, at a change of files, the one before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """When a directory's files change, and how much of them is kept. 0 means no limit."""
+
+    rotate_bytes: int = 256 << 20
+    rotate_seconds: float = 0.0
+    retain_bytes: int = 0
+
+
+class DirectorySink:
+    """PATH/AGENT/START-N.pcapng: a file per agent and run, complete under its final name from the first byte."""
+
+    def __init__(self, root: Path, rotation: Rotation, *, fsync: bool = False) -> None:
+        self._root, self._rotation, self._fsync = root, rotation, fsync
+        make_directory(root)
+        self._lock = lock(root / ".guestagent.lock")
+        self._tracks: list[_FileTrack] = []
+        self._left: dict[bytes, tuple[Path, reader.Recovered]] = {}
+        for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+            self._mend(folder)
+
+    def _mend(self, folder: Path) -> None:
+        """Cut torn ends off the files that a killed collector was writing, and remember how far their runs came."""
+        files = sorted(folder.glob("*.pcapng"), key=lambda path: path.stat().st_mtime_ns)
+        for path in files[-_FILES_TO_MEND:]:
+            found = recover_file(path, from_last_mark=True)
+            if found is None:
+                continue
+            if found.whole_bytes < path.stat().st_size:
+                open_file(path, exclusive=False, whole_bytes=found.whole_bytes).close()
+            for run_id, place in found.runs.items():
+                _, other = self._left.get(run_id, (path, found))
+                if place.sequence >= other.runs[run_id].sequence:
+                    self._left[run_id] = (path, found)
+
+    def open_run(self, hello: AgentHello) -> tuple[Track, Resume | None]:
+        """A track for a run, and how far it came in an earlier process."""
+        folder = self._root / hello.agent_id
+        make_directory(folder)
+        run_id = bytes.fromhex(hello.run_id)
+        path, found = self._left.pop(run_id, (None, None))
+        track = _FileTrack(hello, _Pages(folder, hello.started_ns, self._rotation, self._fsync), path, found)
+        self._tracks = [one for one in self._tracks if not one.closed] + [track]
+        return track, resume_of(found.runs[run_id] if found else None)
+
+    def blocked_by(self) -> str:
+        """Why nothing can be written, empty where it can."""
+        return next((track.output.blocked_by for track in self._tracks if track.output.blocked_by), "")
+
+    def close(self) -> None:
+        """Close every file and let the directory go."""
+        for track in self._tracks:
+            track.close()
+        os.close(self._lock)
+
+
+class _Pages:
+    """The files of one run, one after the other."""
+
+    def __init__(self, folder: Path, started_ns: int, rotation: Rotation, fsync: bool) -> None:
+        self.folder, self.rotation, self.fsync = folder, rotation, fsync
+        seconds, nanoseconds = divmod(started_ns, 1_000_000_000)
+        self._start = time.strftime("%Y%m%dT%H%M%S", time.gmtime(seconds)) + f".{nanoseconds // 1_000_000:03d}Z"
+        self._number = 0
+        self.current: Path | None = None
+
+    def reopen(self, path: Path, whole_bytes: int) -> Output:
+        """Go on in a file of an earlier process."""
+        self.current = path
+        return open_file(path, exclusive=False, fsync=self.fsync, whole_bytes=whole_bytes)
+
+    def next(self) -> Output:
+        """Open the next file that does not exist yet."""
+        while True:
+            path = self.folder / f"{self._start}-{self._number}.pcapng"
+            self._number += 1
+            try:
+                output = open_file(path, exclusive=True, fsync=self.fsync)
+            except FileExistsError:
+                continue
+            self.current = path
+            return output
+
+    def enforce_retention(self) -> None:
+        """Delete the oldest files while the folder holds more than is to be kept; never the one being written."""
+        if not self.rotation.retain_bytes:
+            return
+        files = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in self.folder.glob("*.pcapng"))
+        excess = sum(size for _, size, _ in files) - self.rotation.retain_bytes
+        for _, size, path in files:
+            if excess <= 0:
+                return
+            if path != self.current:
+                path.unlink(missing_ok=True)
+                excess -= size
+
+
+class _FileTrack(Track):
+    """A track with files of its own."""
+
+    def __init__(
+        self, hello: AgentHello, pages: _Pages, path: Path | None = None, found: reader.Recovered | None = None
+    ) -> None:
+        self._pages = pages
+        self.closed = False
+        self._opened_at: float | None = None
+        if path is None or found is None:
+            super().__init__(hello, self._begin(hello), Described())
+        else:
+            output = pages.reopen(path, found.whole_bytes)
+            super().__init__(hello, output, Described(found.described), found.runs[bytes.fromhex(hello.run_id)])
+
+    def _begin(self, hello: AgentHello) -> Output:
+        output = self._pages.next()
+        comment = f"agent {hello.agent_id} on {hello.host}, run {hello.run_id}"
+        output.write(section_of(f"{comment}, cloud {hello.cloud}" if hello.cloud else comment))
+        return output
+
+    def turn_page(self, now: float) -> None:
+        """Change the file where it is big or old enough."""
+        rotation = self._pages.rotation
+        if self._opened_at is None:
+            self._opened_at = now
+        big = rotation.rotate_bytes and self.output.size >= rotation.rotate_bytes
+        old = rotation.rotate_seconds and now - self._opened_at >= rotation.rotate_seconds
+        if (big or old) and self.output.flush():
+            self.statistics("goes on in the next file")
+            self.output.close()
+            self.output, self._described = self._begin(self.hello), Described()
+            self._opened_at, self._written, self._indexes = now, {}, {}
+            for facts in self._facts.values():
+                self.interface(facts)
+            self.mark(*self._last_mark)
+            self.output.flush()
+            self._pages.enforce_retention()
+
+    def end(self, reason: str) -> None:
+        """Statistics, then the file is closed."""
+        super().end(reason)
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        if not self.closed:
+            self.closed = True
+            self.output.close()

@@ -1,0 +1,61 @@
+"""The sinks behind `--write FILE.pcapng` and `--write -`: every run into one output."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from guestagent.collector.sinks import reader
+from guestagent.collector.sinks.directory import DirectorySink, Rotation
+from guestagent.collector.sinks.output import Output, make_directory, open_file
+from guestagent.collector.sinks.track import Described, Resume, Track, recover_file, resume_of, section_of
+from guestagent.errors import ConfigError
+from guestagent.tapstream.hello import AgentHello
+
+
+class SharedSink:
+    """Every run into one output."""
+
+    def __init__(self, output: Output, found: reader.Recovered | None = None) -> None:
+        self._output = output
+        self._runs = found.runs if found else {}
+        self._described = Described(found.described if found else 0)
+        if output.size == 0:
+            output.write(section_of("several agents may share this file"))
+
+    def open_run(self, hello: AgentHello) -> tuple[Track, Resume | None]:
+        """A track for a run, and how far it came in an earlier process."""
+        place = self._runs.pop(bytes.fromhex(hello.run_id), None)
+        return Track(hello, self._output, self._described, place), resume_of(place)
+
+    def blocked_by(self) -> str:
+        """Why nothing can be written, empty where it can."""
+        return self._output.blocked_by
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._output.close()
+
+
+def standard_output(descriptor: int) -> SharedSink:
+    """The sink behind `--write -`."""
+    return SharedSink(Output(descriptor, size=0, is_file=False))
+
+
+def single_file(path: Path, *, fsync: bool = False) -> SharedSink:
+    """The sink behind `--write NAME.pcapng`; goes on in a file of our own. Raises ConfigError for a foreign one."""
+    make_directory(path.parent)
+    found = None
+    if path.exists() and path.stat().st_size:
+        found = recover_file(path, from_last_mark=False)
+        if found is None:
+            raise ConfigError(f"{path} exists and is no capture of guestagent: choose another --write")
+    output = open_file(path, exclusive=False, fsync=fsync, whole_bytes=found.whole_bytes if found else None)
+    return SharedSink(output, found)
+
+
+def open_sink(write: str, rotation: Rotation, *, fsync: bool, stdout: Callable[[], int]) -> SharedSink | DirectorySink:
+    """The sink that `--write` names."""
+    if write == "-":
+        return standard_output(stdout())
+    if write.endswith(".pcapng"):
+        return single_file(Path(write), fsync=fsync)
+    return DirectorySink(Path(write), rotation, fsync=fsync)

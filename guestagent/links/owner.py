@@ -1,0 +1,61 @@
+"""What a link asks of its owner, the agent's desk; every kind of link speaks to it in these words alone."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from guestagent.model import Exclusion
+from guestagent.tapstream.hello import AgentHello, CollectorHello
+from guestagent.tapstream.session import Pending
+
+
+@dataclass(slots=True)
+class LinkState:
+    """How the link is, in a sentence for status and logs."""
+
+    connected: bool
+    text: str
+    reconnects: int = 0
+    sent_bytes: int = 0
+
+
+class LinkOwner(Protocol):
+    """The desk behind a link: it holds ring, window and ledger."""
+
+    def hello(self) -> AgentHello:
+        """This run, as of now."""
+
+    def exclude(self, exclusion: Exclusion) -> None:
+        """Called before a connection is made: the capture must not see it from its first packet on."""
+
+    def resumed(self, answer: CollectorHello) -> None:
+        """A collector took the run: settle what it holds, send the rest from the start."""
+
+    def next_frame(self) -> Pending | None:
+        """The next frame to send, or None while there is none."""
+
+    def acknowledged(self, sequence: int, collector_id: str, notes: dict[str, Any]) -> None:
+        """Everything up to `sequence` is safe; `notes` are the ACK's counts and remarks."""
+
+    def link_changed(self, connected: bool, text: str) -> None:
+        """The link came, went or waits; `text` is a sentence."""
+
+
+class Link(Protocol):
+    """A way to a collector."""
+
+    state: LinkState
+
+    def tick(self, now: float) -> None:
+        """Do what time asks for."""
+
+    def deadline(self) -> float:
+        """When `tick` has to be called next, monotonic seconds."""
+
+    def pump(self, now: float) -> bool:
+        """Send what can be sent; True where more could go at once."""
+
+    def finish(self, reason: str) -> None:
+        """Say goodbye; the rest of the drain is the desk's."""
+
+    def close(self) -> None:
+        """Give back descriptors; idempotent."""

@@ -1,0 +1,95 @@
+#!/bin/sh
+# Brings a bare Debian 12, Ubuntu 24.04 or later to where `make test` and `make demo` work: the missing system packages
+# by apt-get (as root or through passwordless sudo), then .venv with guestagent, editable. Run again, it changes nothing
+# and takes a few milliseconds.
+set -eu
+cd "$(dirname "$0")/.."
+PATH=$PATH:/usr/sbin:/sbin
+venv=.venv
+stamp=$venv/.stamp
+
+die() {
+    echo "setup: $*" >&2
+    exit 1
+}
+
+# The first Python of at least 3.11 that can make a venv; Debian splits ensurepip off into python3-venv.
+find_python() {
+    for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
+        if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+}
+
+has_libpcap() {
+    ldconfig -p 2>/dev/null | grep -q 'libpcap\.so' || ls /usr/lib/*/libpcap.so.* >/dev/null 2>&1
+}
+
+# Debian's names of what is not here yet. A venv that works needs no Python beside its own.
+missing_packages() {
+    while read -r command package; do
+        command -v "$command" >/dev/null 2>&1 || echo "$package"
+    done <<-END
+	ip iproute2
+	tshark tshark
+	tcpdump tcpdump
+	iperf3 iperf3
+	ethtool ethtool
+	nc netcat-openbsd
+	nft nftables
+	END
+    has_libpcap || echo libpcap0.8
+    if ! venv_works && [ -z "$(find_python)" ]; then
+        echo python3 python3-venv
+    fi
+    # pip trusts the system's certificates.
+    [ -n "$(ls /etc/ssl/certs 2>/dev/null)" ] || echo ca-certificates
+}
+
+install_packages() {
+    if [ "$(id -u)" = 0 ]; then
+        as_root=
+    elif command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then
+        as_root="sudo -n"
+    else
+        as_root=no
+    fi
+    if [ "$as_root" = no ] || ! command -v apt-get >/dev/null 2>&1; then
+        die "these packages are missing (Debian's names): $*; install them, on Debian and Ubuntu with" \
+            "'sudo apt-get install $*', then run 'make setup' again"
+    fi
+    echo "setup: installing $*"
+    # tshark and iperf3 ask a question otherwise; a fresh cloud VM's own upgrade may hold the lock for a while.
+    apt="$as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300"
+    $apt update || die "'apt-get update' failed; see above, then run 'make setup' again"
+    $apt install -y --no-install-recommends "$@" || die "could not install $*; see above, then run 'make setup' again"
+}
+
+# A venv breaks when the checkout moves or its Python goes: then the command's first line names a file that is gone.
+venv_works() {
+    [ -x "$venv/bin/python" ] && [ -x "$venv/bin/guestagent" ] || return 1
+    interpreter=$(head -n 1 "$venv/bin/guestagent")
+    [ "$interpreter" = "#!$PWD/$venv/bin/python" ] || [ "$interpreter" = "#!$PWD/$venv/bin/python3" ] ||
+        [ "$interpreter" = "#!/bin/sh" ] # pip's form for paths that are too long for a first line
+}
+
+make_venv() {
+    python=$(find_python)
+    [ -n "$python" ] || die "no Python of 3.11 or later that can make a venv; set PYTHON to one, then run 'make setup' again"
+    echo "setup: making $venv with $("$python" --version)"
+    venv_works || rm -rf "$venv"
+    [ -d "$venv" ] || "$python" -m venv "$venv"
+    # Dependency groups need pip 25.1; Debian 12 brings 23.0.
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[portable]' --group dev
+    touch "$stamp"
+}
+
+packages=$(missing_packages | tr '\n' ' ')
+# shellcheck disable=SC2086 # one word for each package
+[ -z "$packages" ] || install_packages $packages
+if ! venv_works || ! [ "$stamp" -nt pyproject.toml ]; then
+    make_venv
+fi

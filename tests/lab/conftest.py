@@ -1,0 +1,28 @@
+"""Fixtures of the lab tests: a lab that is gone after each test, and the usual two hosts."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from guestagent.errors import HostError
+from guestagent.lab.hosts import Host, Lab
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """A lab, or a skip with the kernel's reason."""
+    try:
+        new = Lab()
+        new.host("probe")
+    except HostError as error:
+        pytest.skip(str(error))
+    with new:
+        yield new
+
+
+@pytest.fixture
+def pair(lab: Lab) -> tuple[Host, Host]:
+    """Agent (10.9.0.2, fd00:9::2) and peer (10.9.0.1, fd00:9::1) on one cable."""
+    agent, peer = lab.host("agent"), lab.host("peer")
+    lab.link(agent, peer)
+    return agent, peer

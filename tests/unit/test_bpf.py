@@ -1,0 +1,370 @@
+"""The composed capture filter against an interpreter: what it keeps of every kind of frame, and what it never does."""
+
+import random
+import struct
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guestagent.capture.assembler import Line, assemble, decode, link
+from guestagent.capture.bpf import ACCEPT_BYTES, REJECT_ALL, Instruction, compose, encode
+from guestagent.errors import ConfigError
+from guestagent.model import Exclusion
+from tests import frames
+from tests.bpf_interpreter import Machine, kept
+from tests.frames import CONNECTED, EXCLUSIONS, HEADERS_CASES, OWN_CASES, Case, OwnCase
+
+HEADERS = compose(slice_="headers")
+SELF = compose(exclusions=EXCLUSIONS)
+PACKET_HOST, PACKET_OUTGOING = 0, 4
+
+OPTMEM_INSTRUCTIONS = 1300
+"""What net.core.optmem_max of 20 KB admits; a swap holds two programs."""
+
+TWENTY = tuple(
+    Exclusion(6, address.format(n), 4795, 40000 + n) for n in range(10) for address in ("10.0.0.{}", "fd00::{}")
+)
+
+
+def named(cases: Sequence[Case | OwnCase]) -> pytest.MarkDecorator:
+    """One test for each case of a table, under the case's name."""
+    return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
+
+
+@named(HEADERS_CASES)
+def test_headers_keeps_what_the_table_says(case: Case) -> None:
+    """`headers` cuts each frame right behind the last header that it understands."""
+    assert case.kept == kept(HEADERS, case.frame)
+
+
+@named(HEADERS_CASES)
+def test_headers_of_a_cut_frame(case: Case) -> None:
+    """A frame that ends early loses nothing more: of any prefix, `headers` keeps what it keeps of the whole."""
+    expected = [min(n, case.kept) for n in range(len(case.frame))]
+
+    assert expected == [kept(HEADERS, case.frame[:n]) or 0 for n in range(len(case.frame))]
+
+
+@named(OWN_CASES)
+def test_self_rejects_what_the_table_says(case: OwnCase) -> None:
+    """The self stage rejects our own connections and nothing that merely resembles them."""
+    assert case.ours == (kept(SELF, case.frame) is None)
+
+
+@named(OWN_CASES)
+def test_self_with_twenty_exclusions(case: OwnCase) -> None:
+    """Many exclusions, whose branches need trampolines, decide each frame as few do."""
+    program = compose(exclusions=(*TWENTY, *EXCLUSIONS, *TWENTY))
+    ours = case.ours or kept(compose(exclusions=TWENTY), case.frame) is None
+
+    assert ours == (kept(program, case.frame) is None)
+
+
+ADDRESSES = ("10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1", "fd00::2", "fd00:0:0:1::2")
+PORTS = st.sampled_from([1, 2, 3])
+
+
+@st.composite
+def packet_and_exclusions(draw: st.DrawFn) -> tuple[bytes, bool, tuple[Exclusion, ...]]:
+    """A TCP or UDP frame, and exclusions from a space so small that they often match; whether one does."""
+    protocol, source_port, destination_port = draw(st.sampled_from([6, 17])), draw(PORTS), draw(PORTS)
+    family = draw(st.sampled_from([ADDRESSES[:3], ADDRESSES[3:]]))
+    source, destination = draw(st.sampled_from(family)), draw(st.sampled_from(family))
+    exclusion = st.builds(
+        Exclusion, st.sampled_from([6, 17]), st.sampled_from(ADDRESSES), PORTS, st.sampled_from([0, 1, 2, 3])
+    )
+    exclusions = tuple(draw(st.lists(exclusion, max_size=6)))
+    ours = any(
+        one.protocol == protocol
+        and (one.remote_address, one.remote_port) == (address, remote)
+        and one.local_port in (0, local)
+        for one in exclusions
+        for address, remote, local in (
+            (destination, destination_port, source_port),
+            (source, source_port, destination_port),
+        )
+    )
+    transport = frames.tcp if protocol == 6 else frames.udp
+    body = transport(source=source_port, destination=destination_port)
+    tags = draw(st.sampled_from(frames.TAGGINGS))
+    if ":" in source:
+        packet = frames.ipv6(protocol, body, source=source, destination=destination)
+        return frames.ethernet(frames.IPV6, packet, tags), ours, exclusions
+    packet = frames.ipv4(protocol, body, source=source, destination=destination, options=draw(OPTIONS))
+    return frames.ethernet(frames.IPV4, packet, tags), ours, exclusions
+
+
+OPTIONS = st.integers(0, 10).map(lambda words: bytes(4 * words))
+
+
+@settings(max_examples=400)
+@given(packet_and_exclusions())
+def test_self_means_exactly_its_exclusions(drawn: tuple[bytes, bool, tuple[Exclusion, ...]]) -> None:
+    """A whole frame is rejected when and only when an exclusion names its protocol, remote end and local port."""
+    frame, ours, exclusions = drawn
+
+    assert ours == (kept(compose(exclusions=exclusions), frame) is None)
+
+
+KINDS = st.sampled_from([frames.HOP, frames.ROUTING, frames.FRAGMENT, frames.DESTINATION, frames.AH, frames.SHIM6])
+
+
+@st.composite
+def transport_frame(draw: st.DrawFn) -> tuple[bytes, int]:
+    """A sound TCP or UDP frame with any tags, options and extension headers; where its payload begins."""
+    payload = draw(st.binary(max_size=50))
+    protocol = draw(st.sampled_from([6, 17]))
+    body = frames.tcp(payload, options=draw(OPTIONS)) if protocol == 6 else frames.udp(payload)
+    tags = draw(st.sampled_from(frames.TAGGINGS))
+    if draw(st.booleans()):
+        packet = frames.ipv4(protocol, body, options=draw(OPTIONS), fragment=draw(st.sampled_from([0, 0x2000, 0x4000])))
+        frame = frames.ethernet(frames.IPV4, packet, tags)
+    else:
+        packet = frames.chained(draw(st.lists(KINDS, max_size=6)), protocol, body, draw(st.sampled_from([8, 16, 64])))
+        frame = frames.ethernet(frames.IPV6, packet, tags)
+    return frame, len(frame) - len(payload)
+
+
+@st.composite
+def mutated_frame(draw: st.DrawFn) -> bytes:
+    """A frame of the tables, cut anywhere and with some bytes changed: the hostile neighbour of a sound one."""
+    frame = bytearray(draw(st.sampled_from([*HEADERS_CASES, *OWN_CASES])).frame)
+    for _ in range(draw(st.integers(0, 4))):
+        if frame:
+            frame[draw(st.integers(0, min(len(frame), 140) - 1))] = draw(st.integers(0, 255))
+    return bytes(frame[: draw(st.integers(0, len(frame)))])
+
+
+@settings(max_examples=400)
+@given(transport_frame())
+def test_headers_keeps_all_headers_and_no_payload(drawn: tuple[bytes, int]) -> None:
+    """`headers` keeps a TCP or UDP frame up to the first byte of its payload, whatever stands before."""
+    frame, payload_at = drawn
+
+    assert payload_at == kept(HEADERS, frame)
+
+
+@settings(max_examples=600)
+@given(st.one_of(st.binary(max_size=200), mutated_frame()), st.sampled_from(["full", "headers", 1, 96]))
+def test_no_frame_is_rejected(frame: bytes, slice_: str | int) -> None:
+    """With no exclusion and no user filter no frame of any length and content is rejected."""
+    assert kept(compose(slice_=slice_, loopback=True), frame, PACKET_HOST) is not None
+
+
+@settings(max_examples=600)
+@given(st.one_of(st.binary(max_size=200), mutated_frame()))
+def test_only_a_frame_that_names_the_remote_is_rejected(frame: bytes) -> None:
+    """With exclusions a frame is only rejected when an excluded remote address stands in it."""
+    if kept(SELF, frame) is None:
+        remotes = {frames.ip_address(one.remote_address.removeprefix("::ffff:")).packed for one in EXCLUSIONS}
+
+        assert any(remote in frame for remote in remotes)
+
+
+@settings(max_examples=300)
+@given(st.one_of(st.binary(max_size=200), mutated_frame()))
+def test_stages_are_independent(frame: bytes) -> None:
+    """Behind the self stage `headers` keeps the same bytes as alone, though the registers hold leftovers."""
+    expected = kept(HEADERS, frame) if kept(SELF, frame) is not None else None
+
+    assert expected == kept(compose(exclusions=EXCLUSIONS, slice_="headers", loopback=True), frame)
+
+
+def test_loopback_drops_the_outgoing_copy() -> None:
+    """On lo the outgoing copy of a frame is rejected, the incoming one and any on other interfaces are kept."""
+    frame = frames.ethernet(frames.IPV4, frames.ipv4(6, frames.tcp()))
+
+    assert kept(compose(loopback=True), frame, PACKET_OUTGOING) is None
+    assert len(frame) == kept(compose(loopback=True), frame, PACKET_HOST)
+    assert len(frame) == kept(compose(), frame, PACKET_OUTGOING)
+
+
+@pytest.mark.parametrize(("slice_", "expected"), [("full", 154), (96, 96), (1, 1), (4000, 154), (ACCEPT_BYTES, 154)])
+def test_slice_by_bytes(slice_: str | int, expected: int) -> None:
+    """A number cuts at that many bytes, `full` not at all."""
+    assert expected == kept(compose(slice_=slice_), frames.ethernet(frames.IPV4, frames.ipv4(6, frames.tcp())))
+
+
+@pytest.mark.parametrize("slice_", [0, -1, ACCEPT_BYTES + 1, "header", "96"])
+def test_slice_refuses(slice_: str | int) -> None:
+    """A slice that would reject everything, or means nothing, is an error of the config that names it."""
+    with pytest.raises(ConfigError, match="slice must be"):
+        compose(slice_=slice_)
+
+
+def test_exclusion_never_is_a_whole_host() -> None:
+    """An exclusion of TCP without a remote port is refused."""
+    with pytest.raises(ValueError, match="whole host"):
+        compose(exclusions=[Exclusion(6, "10.0.0.1", 0, 0)])
+
+
+def test_reject_all() -> None:
+    """REJECT_ALL rejects every frame."""
+    assert kept(REJECT_ALL, bytes(60)) is None
+
+
+# The filter stage. `ldb [20]`-like programs as libpcap would make them, small enough to know the answer.
+
+FIRST_BYTE_IS_7 = (
+    Instruction(0x30, 0, 0, 0),
+    Instruction(0x15, 0, 1, 7),
+    Instruction(0x06, 0, 0, 262144),
+    Instruction(0x06, 0, 0, 0),
+)
+RETURNS_FIRST_BYTE = (Instruction(0x30, 0, 0, 0), Instruction(0x16, 0, 0, 0))
+JUMPS_OVER_A_RETURN = (Instruction(0x05, 0, 0, 1), Instruction(0x06, 0, 0, 0), *FIRST_BYTE_IS_7)
+
+
+@pytest.mark.parametrize("slice_", ["full", "headers", 1])
+@pytest.mark.parametrize(
+    ("program", "first", "selected"),
+    [
+        (FIRST_BYTE_IS_7, 7, True),
+        (FIRST_BYTE_IS_7, 8, False),
+        (RETURNS_FIRST_BYTE, 1, True),
+        (RETURNS_FIRST_BYTE, 0, False),
+        (JUMPS_OVER_A_RETURN, 7, True),
+        (JUMPS_OVER_A_RETURN, 8, False),
+    ],
+)
+def test_filter_selects_and_slice_decides(
+    program: tuple[Instruction, ...], first: int, selected: bool, slice_: str | int
+) -> None:
+    """What the user's program accepts, by whatever return, goes on to the slice; what it rejects is rejected."""
+    frame = bytes([first]) + bytes(80)
+    expected = kept(compose(slice_=slice_), frame) if selected else None
+
+    assert expected == kept(compose(exclusions=EXCLUSIONS, user_filter=program, slice_=slice_), frame)
+
+
+def test_long_user_filter() -> None:
+    """A program whose accepting returns lie 600 instructions apart still decides as it does alone."""
+    chain = tuple(Instruction(0x15, 0, 1, n) if i % 2 == 0 else Instruction(0x06, 0, 0, 1) for n in range(300) for i in (0, 1))
+    program = (Instruction(0x28, 0, 0, 0), *chain, Instruction(0x06, 0, 0, 0))
+
+    for n in (0, 150, 299, 300):
+        frame = struct.pack(">H", n) + bytes(60)
+        assert (n < 300) == (kept(compose(user_filter=program), frame) is not None)
+
+
+# The programs themselves.
+
+
+def conditional_jumps(program: Sequence[Instruction]) -> list[tuple[int, int]]:
+    """Where each conditional jump stands and the furthest line that it reaches."""
+    return [(at, at + 1 + max(i.jt, i.jf)) for at, i in enumerate(program) if i.code & 7 == 5 and i.code != 5]
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 20])
+def test_conditional_jumps_stay_within_their_stage(count: int) -> None:
+    """No conditional jump goes beyond the end of its stage, and no `ja` either."""
+    stages = [
+        compose(loopback=True)[:-1],
+        compose(exclusions=TWENTY[:count])[:-1],
+        compose(user_filter=RETURNS_FIRST_BYTE)[:-1],
+        HEADERS,
+    ]
+    whole = compose(loopback=True, exclusions=TWENTY[:count], user_filter=RETURNS_FIRST_BYTE, slice_="headers")
+
+    assert tuple(instruction for stage in stages for instruction in stage) == whole
+    for stage in stages:
+        assert all(reach <= len(stage) for _, reach in conditional_jumps(stage))
+        assert all(at + 1 + i.k <= len(stage) for at, i in enumerate(stage) if i.code == 5)
+
+
+def test_program_sizes() -> None:
+    """The largest program with a few exclusions fits twice into the smallest optmem_max, with room for a user's filter."""
+    four = compose(exclusions=(*TWENTY[:2], EXCLUSIONS[2], EXCLUSIONS[3]), slice_="headers", loopback=True)
+
+    assert len(compose()) == 1
+    assert len(HEADERS) < 320
+    assert len(four) < 480
+    assert len(compose(exclusions=TWENTY, slice_="headers", loopback=True)) < OPTMEM_INSTRUCTIONS // 2 + 100
+
+
+def test_a_foreign_frame_costs_few_steps() -> None:
+    """A foreign TCP frame passes four exclusions in under 45 instructions: ports are asked before addresses."""
+    machine = Machine(frames.ethernet(frames.IPV4, frames.ipv4(6, frames.tcp(source=1, destination=2))))
+    machine.run(compose(exclusions=[CONNECTED, *(Exclusion(6, "10.0.0.7", 4795, n) for n in (5, 6, 7))]))
+
+    assert machine.steps < 45
+
+
+# The assembler.
+
+
+def test_encode_is_sock_filter() -> None:
+    """A program is encoded as 8-byte struct sock_filter in host order, and decodes to itself."""
+    program = compose(slice_="headers")
+
+    assert struct.pack("=HBBI", 0x06, 0, 0, 0) == encode(REJECT_ALL)
+    assert program == decode(encode(program))
+
+
+@pytest.mark.parametrize("distance", [0, 1, 254, 255, 256, 257, 1000])
+@pytest.mark.parametrize("taken", [True, False])
+@pytest.mark.parametrize("both", [True, False])
+def test_far_branches_get_trampolines(distance: int, taken: bool, both: bool) -> None:
+    """A branch of any length arrives, the true one, the false one and both at once."""
+    far, near = ("yes", "no") if both or taken else ("", "yes")
+    text = f"ldb [0]\n jeq #1, {far}, {near}\n" + "ret #3\n" * distance + "yes: ret #1\n no: ret #2"
+    if not both:
+        text = text.replace(f"{far}, {near}", "yes" if taken else "close, yes").replace("yes\n", "yes\nclose: ", 1)
+    program = assemble(text)
+    on_true = 1 if both or taken else (3 if distance else 1)
+    on_false = 2 if both else (3 if distance else 1) if taken else 1
+
+    assert on_true == Machine(b"\1").run(program)
+    assert on_false == Machine(b"\0").run(program)
+
+
+def test_trampolines_push_others_out_of_reach() -> None:
+    """A branch that only a later trampoline pushes out of reach is mended as well."""
+    jumps = "".join(f"jeq #{n}, out\n" for n in range(300))
+    program = assemble(f"ldb [0]\n {jumps} ret #7\n out: ret #9")
+
+    assert len(program) > 303
+    assert {9} == {Machine(bytes([n])).run(program) for n in range(256)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ldq [0]", "not a classic BPF instruction"),
+        ("ld", "not a classic BPF instruction"),
+        ("tax #1", "too many"),
+        ("jeq #1, a, b, c", "too many"),
+        ("back: ret #0\n ja back", "backward"),
+        ("ja nowhere", "not there"),
+        ("a: ret #0\n a: ret #1", "defined twice"),
+        ("a b: c: d", "not a"),
+    ],
+)
+def test_assembler_refuses(text: str, message: str) -> None:
+    """Text that is no program is refused with what is wrong about it."""
+    with pytest.raises(ValueError, match=message):
+        assemble(text)
+
+
+@settings(max_examples=200)
+@given(st.randoms(use_true_random=False), st.integers(1, 700))
+def test_linked_programs_run_as_written(rng: random.Random, length: int) -> None:
+    """Random forward jumps of any length take the same way linked as they do by their labels."""
+    lines = [
+        Line(rng.choice([0x05, 0x15, 0x35]), rng.randrange(256), *(str(rng.randint(at + 1, length)) for _ in "tf"))
+        for at in range(length)
+    ]
+    source = [item for at, line in enumerate(lines) for item in (str(at), line)]
+    program = link([Line(0x30), *source, str(length), Line(0x06, 5)])
+    at, value = 0, rng.randrange(256)
+    jumps = 0
+    while at < length:
+        line = lines[at]
+        hit = line.code == 0x05 or (value == line.k if line.code == 0x15 else value >= line.k)
+        at, jumps = int(line.then if hit else line.otherwise), jumps + 1
+    machine = Machine(bytes([value]))
+
+    assert machine.run(program) == 5
+    assert jumps + 2 <= machine.steps <= 2 * jumps + 2
