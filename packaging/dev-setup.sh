@@ -67,12 +67,12 @@ install_packages() {
     $apt install -y --no-install-recommends "$@" || die "could not install $*; see above, then run 'make setup' again"
 }
 
-# A venv breaks when the checkout moves or its Python goes: then the command's first line names a file that is gone.
+# A venv breaks when the checkout moves or its Python goes; the first line of the command names the python it was made for.
+# Where that path is too long for a first line, pip writes #!/bin/sh there.
 venv_works() {
     [ -x "$venv/bin/python" ] && [ -x "$venv/bin/guestagent" ] || return 1
     interpreter=$(head -n 1 "$venv/bin/guestagent")
-    [ "$interpreter" = "#!$PWD/$venv/bin/python" ] || [ "$interpreter" = "#!$PWD/$venv/bin/python3" ] ||
-        [ "$interpreter" = "#!/bin/sh" ] # pip's form for paths that are too long for a first line
+    [ "$interpreter" = "#!/bin/sh" ] || [ "$(dirname "${interpreter#??}")" -ef "$venv/bin" ]
 }
 
 make_venv() {

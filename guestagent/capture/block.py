@@ -80,7 +80,8 @@ def walk(records: bytes | bytearray | memoryview, count: int) -> Iterator[Record
                 or nsec >= _NANOSECONDS
                 or (remaining and step < stop - offset)
             ):
-                raise MalformedBlock(f"record at byte {offset} of {end}: frame {mac}+{captured} of {original}, next {step}")
+                shape = f"frame {mac}+{captured} of {original}, next {step}"
+                raise MalformedBlock(f"record at byte {offset} of {end}: {shape}")
             yield sec * _NANOSECONDS + nsec, captured, original, status, start, stop, tci, tpid, kind
         else:
             if remaining and step < _RECORD_BYTES:

@@ -47,9 +47,10 @@ def _segmented_datagram_is_recorded() -> bool | None:
         retire_ms=_PROBE_RETIRE_MS,
     )
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink, socket.socket(
-            socket.AF_INET, socket.SOCK_DGRAM
-        ) as sender:
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        ):
             sink.bind(("127.0.0.1", 0))
             sender.setsockopt(socket.IPPROTO_UDP, _UDP_SEGMENT, _SEGMENT_BYTES)
             sender.sendto(bytes(_SEGMENT_BYTES * _SEGMENTS), sink.getsockname())

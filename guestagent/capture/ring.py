@@ -67,7 +67,7 @@ class Ring:
         self.index = index
         self.layout = LAYOUT_VIRTIO if virtio else LAYOUT_PLAIN
         self.capacity_bytes = block_bytes * block_count
-        self._block_bytes, self._block_count = block_bytes, block_count
+        self._block_bytes, self.block_count = block_bytes, block_count
         self._next = 0
         self._held = 0
         self._captured = self._dropped = 0
@@ -89,7 +89,7 @@ class Ring:
             self._socket.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
         frames = self.capacity_bytes // _FRAME_BYTES
         request = struct.pack(
-            "@7I", self._block_bytes, self._block_count, _FRAME_BYTES, frames, retire_ms, PRIVATE_BYTES, 0
+            "@7I", self._block_bytes, self.block_count, _FRAME_BYTES, frames, retire_ms, PRIVATE_BYTES, 0
         )
         try:
             self._socket.setsockopt(_SOL_PACKET, _PACKET_RX_RING, request)
@@ -100,14 +100,15 @@ class Ring:
             ) from error
         self._map = mmap.mmap(self._socket.fileno(), self.capacity_bytes)
         self._memory = memoryview(self._map)
-        self._words = self._memory.cast("I")
+        self._words = self._memory.cast("B").cast("I")
         if promiscuous:
             membership = struct.pack("@iHH8x", self.index, _PACKET_MR_PROMISC, 0)
             self._socket.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, membership)
-        self.bind()
+        self.bind(self.index)
 
-    def bind(self) -> None:
-        """Begin, or begin again, to see the interface's packets."""
+    def bind(self, index: int) -> None:
+        """Begin, or begin again after the device was made anew, to see the interface's packets."""
+        self.index = index
         self._socket.bind((self.interface.name, _ETH_P_ALL))
 
     def fileno(self) -> int:
@@ -117,7 +118,7 @@ class Ring:
     def peek(self) -> RetiredBlock | None:
         """The block at our own index, once the kernel has retired it."""
         base = self._next * self._block_bytes
-        if self._held == self._block_count:
+        if self._held == self.block_count:
             return None
         if self._words[(base + BLOCK_STATUS_OFFSET_BYTES) // _WORD_BYTES] == _STATUS_KERNEL:
             return None
@@ -132,7 +133,7 @@ class Ring:
         """The block at our own index; the index moves on."""
         block = self.peek()
         if block is not None:
-            self._next = (self._next + 1) % self._block_count
+            self._next = (self._next + 1) % self.block_count
             self._held += 1
         return block
 
@@ -175,7 +176,6 @@ class Ring:
             except BufferError:
                 pass  # a view of a block is alive in a traceback; the map goes with it
         self._socket.close()
-
 
 
 def open_packet_socket(name: str) -> socket.socket:

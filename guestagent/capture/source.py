@@ -36,8 +36,11 @@ class Source(Protocol):
     """One tapped interface. Blocks come in order and are released in order; nothing else is buffered."""
 
     interface: Interface
+    index: int
+    """The kernel's index of the device the socket is bound to."""
     layout: str
     capacity_bytes: int
+    block_count: int
 
     def fileno(self) -> int:
         """The descriptor to watch, edge-triggered: an unreleased block keeps it readable."""
@@ -62,6 +65,9 @@ class Source(Protocol):
 
     def pending_error(self) -> str:
         """What the kernel reports of the socket, empty where all is well; clears it."""
+
+    def bind(self, index: int) -> None:
+        """Bind again, to a device of the same name that was made anew."""
 
     def close(self) -> None:
         """Give everything back to the kernel; idempotent."""

@@ -52,7 +52,14 @@ class Agent:
         """The totals with these runs added."""
         sums = dict(self.totals)
         for run in runs:
-            counts = (run.received, run.received_bytes, run.place.gaps, run.place.duplicates, run.written, run.malformed)
+            counts = (
+                run.received,
+                run.received_bytes,
+                run.place.gaps,
+                run.place.duplicates,
+                run.written,
+                run.malformed,
+            )
             for key, value in zip(_SUMMED, (*counts, sum(run.place.unsupported_gso.values())), strict=True):
                 sums[key] += value
         return sums

@@ -307,5 +307,7 @@ def _open_listener(host: str, port: int) -> socket.socket:
     """A listener on one address, or on all of both families where no host is named."""
     if not host and socket.has_dualstack_ipv6():
         return socket.create_server(("", port), family=socket.AF_INET6, backlog=_LISTEN_BACKLOG, dualstack_ipv6=True)
-    family, _, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    family, _, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+        0
+    ]
     return socket.create_server(address[:2], family=family, backlog=_LISTEN_BACKLOG)

@@ -217,7 +217,7 @@ def _in_house_words(argv: Sequence[str]) -> Iterator[None]:
     """Turn what subprocess raises into our errors, in one sentence."""
     try:
         yield
-    except FileNotFoundError as error:
+    except (FileNotFoundError, PermissionError) as error:
         raise HostError(f"the lab needs `{argv[0]}`, which this machine lacks: install it") from error
     except subprocess.TimeoutExpired as error:
         raise RunError(f"`{' '.join(argv)}` did not end within {error.timeout} s") from error

@@ -1,19 +1,20 @@
 """The few kernel calls behind a host of the lab: make a namespace, enter it, die with the parent.
 
-Namespaces belong to threads and live as long as somebody holds a descriptor of them. So a short-lived thread makes
-them and we keep the descriptors: no holding process, no name in the file system, nothing left when we die.
+Namespaces live as long as somebody holds a descriptor of them. So a short-lived child makes them and hands the
+descriptors over: no holding process, no name in the file system, nothing left when we die.
 """
 
 import ctypes
 import errno
 import os
 import signal
-from concurrent.futures import ThreadPoolExecutor
+import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from guestagent.errors import HostError
+from guestagent.lab.tasks import fork
 
 CLONE_NEWNS = 0x0002_0000
 CLONE_NEWUSER = 0x1000_0000
@@ -34,20 +35,15 @@ class Namespaces:
     @classmethod
     def create(cls) -> "Namespaces":
         """A network without interfaces, and mounts whose /sys shows that network."""
-        try:
-            with ThreadPoolExecutor(1) as short_lived:
-                return short_lived.submit(cls._of_this_thread).result()
-        except OSError as error:
-            raise HostError(f"cannot make a network namespace ({error.strerror}): run with sudo") from error
-
-    @classmethod
-    def _of_this_thread(cls) -> "Namespaces":
-        _check(_libc.unshare(CLONE_NEWNET | CLONE_NEWNS), "unshare")
-        # Slave, not private: what the real host mounts later shows up here, what we mount never shows up there.
-        _mount("none", "/", "", MS_REC | MS_SLAVE)
-        _mount_own_sysfs()
-        net = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        return cls(net, os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            number = fork("making a lab host", lambda: None, lambda: _send_namespaces(theirs)).result()
+            if number:
+                raise HostError(f"cannot make a network namespace ({os.strerror(number)}): run with sudo")
+            net, mount = socket.recv_fds(ours, 1, 2)[1]
+        for descriptor in (net, mount):
+            os.set_inheritable(descriptor, False)
+        return cls(net, mount)
 
     def enter(self) -> None:
         """Move the calling process inside; for a child that has just been forked."""
@@ -80,7 +76,8 @@ def enter_user_namespace() -> None:
         Path("/proc/self/uid_map").write_text(f"0 {user} 1")
         Path("/proc/self/gid_map").write_text(f"0 {group} 1")
     except OSError as error:
-        reason = error.strerror
+        several_threads = error.errno == errno.EINVAL
+        reason = "this process has several threads" if several_threads else error.strerror
         raise HostError(f"this kernel gives user {user} no namespace of its own ({reason}): run with sudo") from error
 
 
@@ -91,18 +88,25 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def _send_namespaces(to: socket.socket) -> int:
+    """Make a network and a mount namespace in this child and hand them over; the errno of what the kernel refused."""
+    try:
+        _check(_libc.unshare(CLONE_NEWNET | CLONE_NEWNS), "unshare")
+        # Slave, not private: what the machine mounts later shows up here, what we mount never shows up there.
+        _mount("none", "/", "", MS_REC | MS_SLAVE)
+        with suppress(OSError):  # containers mask parts of /sys and then forbid users a fresh one; the rest works there
+            _mount_own_sysfs()
+        socket.send_fds(to, [b"."], [os.open(f"/proc/self/ns/{kind}", os.O_RDONLY) for kind in ("net", "mnt")])
+    except OSError as error:
+        return error.errno or errno.EPERM
+    return 0
+
+
 def _mount_own_sysfs() -> None:
     """Show /sys/class/net of the new network, and keep the cgroup files, which a fresh sysfs would hide."""
-    cgroups = os.open("/sys/fs/cgroup", os.O_PATH | os.O_CLOEXEC)
-    try:
-        _mount("sysfs", "/sys", "sysfs", 0)
-        _mount(f"/proc/thread-self/fd/{cgroups}", "/sys/fs/cgroup", "", MS_BIND | MS_REC)
-    except OSError as error:
-        # Containers mask parts of /sys and then forbid a fresh one without root; all but /sys works there too.
-        if error.errno != errno.EPERM:
-            raise
-    finally:
-        os.close(cgroups)
+    cgroups = os.open("/sys/fs/cgroup", os.O_PATH)
+    _mount("sysfs", "/sys", "sysfs", 0)
+    _mount(f"/proc/self/fd/{cgroups}", "/sys/fs/cgroup", "", MS_BIND | MS_REC)
 
 
 def _mount(source: str, target: str, kind: str, flags: int) -> None:

@@ -13,6 +13,7 @@ sent: TLS demands it (a retried write must offer the same bytes), TCP does not m
 """
 
 import fcntl
+import os
 import socket
 import struct
 import termios
@@ -103,7 +104,7 @@ class StreamLink:
     def _still_draining(self) -> bool:
         """On a slow path a ping waits behind data; bytes that the peer's kernel takes are a sign of life meanwhile."""
         assert self._socket is not None
-        (queued,) = struct.unpack("@i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))
+        queued: int = struct.unpack("@i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))[0]
         before, self._queued_bytes = self._queued_bytes, queued
         return 0 < queued != before
 
@@ -156,7 +157,7 @@ class StreamLink:
         if self._phase is State.CONNECTING:
             error = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if error:
-                self._broken(f"no connection to {self.endpoint}: {socket_error_text(error)}")
+                self._broken(f"no connection to {self.endpoint}: {os.strerror(error)}")
                 return
             if not events & WRITABLE:
                 return
@@ -279,10 +280,3 @@ class StreamLink:
         if self._resolver.fileno() >= 0:
             self._loop.forget(self._resolver)
         self._resolver.close()
-
-
-def socket_error_text(code: int) -> str:
-    """The sentence of an errno."""
-    import os
-
-    return os.strerror(code)

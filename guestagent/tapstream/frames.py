@@ -181,7 +181,8 @@ class Deframer:
         if not self._welcomed and kind not in (Kind.HELLO, Kind.BYE):
             raise ProtocolError(f"a {Kind(kind).name} frame came before the hello")
         if length > MOST_PAYLOAD_BYTES[kind]:
-            raise ProtocolError(f"a {Kind(kind).name} frame of {length} bytes is over the bound of {MOST_PAYLOAD_BYTES[kind]}")
+            most = MOST_PAYLOAD_BYTES[kind]
+            raise ProtocolError(f"a {Kind(kind).name} frame of {length} bytes is over the bound of {most}")
         return int(length)
 
     def frames(self) -> Iterator[Frame]:

@@ -55,7 +55,7 @@ class CollectorHello:
 
 
 def _field(value: dict[str, Any], key: str, kind: type, where: str) -> Any:
-    found = value.get(key)
+    found: Any = value.get(key)
     if type(found) is not kind:
         raise ProtocolError(f"{where}: {key} is {'missing' if found is None else 'no ' + kind.__name__}")
     if kind is int and not 0 <= found <= _MOST_INTEGER:
@@ -105,6 +105,11 @@ def decode_interface(value: Any) -> Interface:
         addresses=tuple(addresses),
         speed_mbit=_field(value, "speed_mbit", int, where),
     )
+
+
+def encode_interface(interface: Interface) -> dict[str, Any]:
+    """The JSON object of an INFO frame."""
+    return {"interface": asdict(interface)}
 
 
 def encode_agent_hello(hello: AgentHello) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Fixtures of the lab tests: a lab that is gone after each test, and the usual two hosts."""
 
+import faulthandler
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +13,8 @@ from guestagent.lab.hosts import Host, Lab
 @pytest.fixture
 def lab() -> Iterator[Lab]:
     """A lab, or a skip with the kernel's reason."""
+    if os.geteuid() != 0:  # becoming root of a user namespace needs a process with one thread: stop pytest's watchdog
+        faulthandler.cancel_dump_traceback_later()
     try:
         new = Lab()
         new.host("probe")

@@ -87,7 +87,7 @@ def test_hosts_see_only_their_own_network(pair: tuple[Host, Host]) -> None:
     """A host's interfaces, /sys included, are loopback and its end of the cable; the machine gains none."""
     agent, _ = pair
     assert {name for _, name in agent.call(socket.if_nameindex)} == {"lo", "eth0"}
-    if Path("/sys/class/net").exists() and os.geteuid() == 0:
+    if Path("/proc/self/uid_map").read_text().split()[:2] == ["0", "0"]:  # users may not get a /sys of their own
         assert set(agent.call(os.listdir, "/sys/class/net")) == {"lo", "eth0"}
 
 
@@ -104,7 +104,17 @@ def test_link_takes_names_macs_and_mtu(lab: Lab) -> None:
     """Names, MAC addresses, MTU and addresses of a cable are the ones that were asked for."""
     a, b = lab.host("a"), lab.host("b")
     macs = ("02:00:00:00:00:0a", "02:00:00:00:00:0b")
-    lab.link(a, b, "wan0", "lan0", ["192.0.2.1/30"], ["192.0.2.2/30"], mtu=9000, a_mac=macs[0], b_mac=macs[1])
+    lab.link(
+        a,
+        b,
+        "wan0",
+        "lan0",
+        a_addresses=["192.0.2.1/30"],
+        b_addresses=["192.0.2.2/30"],
+        mtu=9000,
+        a_mac=macs[0],
+        b_mac=macs[1],
+    )
     for host, name, mac in ((a, "wan0", macs[0]), (b, "lan0", macs[1])):
         (link,) = json.loads(host.run(["ip", "-json", "link", "show", name]).stdout)
         assert (link["address"], link["mtu"]) == (mac, 9000)

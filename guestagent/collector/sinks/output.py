@@ -45,7 +45,7 @@ class Output:
                 count = os.writev(self._descriptor, batch)
             except OSError as error:
                 if error.errno in _WAIT_ERRORS:
-                    self.blocked_by = error.strerror
+                    self.blocked_by = error.strerror or str(error)
                     return False
                 raise RunError(f"the capture can't be written: {error.strerror}; it ends here") from error
             self._forget(count)
@@ -102,7 +102,8 @@ def lock(path: Path) -> int:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _FILE_MODE)
     except OSError as error:
-        raise ConfigError(f"captures can't be written to {path.parent}: {error.strerror}; choose another --write") from error
+        where = path.parent
+        raise ConfigError(f"captures can't be written to {where}: {error.strerror}; choose another --write") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

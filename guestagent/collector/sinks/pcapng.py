@@ -3,8 +3,8 @@
 Why not a library: in one run on one core, 512-byte packets cost python-pcapng's writer 40 and scapy's 19 times the
 CPU of this file (tests/bench/pcapng.py), and neither knows how to keep up with 400,000 packets/s.
 
-Our own blocks are custom blocks that must not be copied by other tools (type 0x40000BAD), under the enterprise number
-that RFC 5612 reserves for documentation, since we own none:
+Our own blocks have a type of the range that the draft reserves for local use (the highest bit is set), which readers
+skip. Custom blocks (0x00000BAD) are the other way, but Wireshark 4.0 lists each as a packet of its own.
 
     mark     "gaM1", run_id (16 bytes), sequence u64, offset of this block in its file u64, interfaces described in the
              file so far u32, 0 u32; then for each interface of the run: id u16, index in the file u16, 0 u32,
@@ -30,17 +30,15 @@ from guestagent.capture.block import (
 from guestagent.encap.checksum import complete
 from guestagent.model import Interface
 
-SECTION, INTERFACE, STATISTICS, PACKET, CUSTOM = 0x0A0D0D0A, 1, 5, 6, 0x40000BAD
+SECTION, INTERFACE, STATISTICS, PACKET, OURS = 0x0A0D0D0A, 1, 5, 6, 0x80006761
 BYTE_ORDER_MAGIC = 0x1A2B3C4D
-ENTERPRISE = 32473
-"""RFC 5612: reserved for use in documentation; a reader must look at the four letters that follow."""
 MARK_MAGIC, REPORT_MAGIC = b"gaM1", b"gaR1"
 RUN_ID_BYTES = 16
 
 BLOCK_HEAD = Struct("<II")
 """Type and total length, which is repeated at the end of every block."""
 LEAST_BLOCK_BYTES = 12
-CUSTOM_HEAD = Struct("<I4s16s")
+OURS_HEAD = Struct("<4s16s")
 MARK_PLACE = Struct("<QQI4x")
 MARK_INTERFACE = Struct("<HH4xQQ")
 
@@ -123,14 +121,14 @@ def mark(
 
     `interfaces` holds (id, index in the file, stale records, packets written) of each interface of the run.
     """
-    body = CUSTOM_HEAD.pack(ENTERPRISE, MARK_MAGIC, run_id) + MARK_PLACE.pack(sequence, offset, described)
-    return block(CUSTOM, body + b"".join(MARK_INTERFACE.pack(*one) for one in interfaces))
+    body = OURS_HEAD.pack(MARK_MAGIC, run_id) + MARK_PLACE.pack(sequence, offset, described)
+    return block(OURS, body + b"".join(MARK_INTERFACE.pack(*one) for one in interfaces))
 
 
 def report(run_id: bytes, value: dict[str, Any]) -> bytes:
     """An agent's REPORT, for readers of ours; spaces pad the JSON."""
     text = json.dumps(value, separators=(",", ":")).encode()
-    return block(CUSTOM, CUSTOM_HEAD.pack(ENTERPRISE, REPORT_MAGIC, run_id) + text + b" " * (-len(text) & 3))
+    return block(OURS, OURS_HEAD.pack(REPORT_MAGIC, run_id) + text + b" " * (-len(text) & 3))
 
 
 class PacketEncoder:

@@ -92,7 +92,7 @@ def recover(data: "Buffer | mmap.mmap", *, from_last_mark: bool) -> Recovered:
                 continue
             if kind == pcapng.INTERFACE:
                 found.described += 1
-            elif kind == pcapng.CUSTOM and _note_mark(found, tail, at, stop, start):
+            elif kind == pcapng.OURS and _note_mark(found, tail, at, stop, start):
                 has_unmarked_packets = False
             if not has_unmarked_packets:
                 found.whole_bytes = start + stop
@@ -104,7 +104,7 @@ def _last_mark(data: "Buffer | mmap.mmap") -> int:
     raw = data if not isinstance(data, memoryview) else data.tobytes()
     end = len(raw)
     while (magic := raw.rfind(pcapng.MARK_MAGIC, 0, end)) > 0:
-        start = magic - pcapng.BLOCK_HEAD.size - 4
+        start = magic - pcapng.BLOCK_HEAD.size
         tail = raw[max(0, start) : start + _MOST_MARK_BYTES]
         if start >= 0 and _note_mark(Recovered(), tail, 0, min(len(tail), _WORD.unpack_from(tail, 4)[0]), start):
             return start
@@ -114,13 +114,13 @@ def _last_mark(data: "Buffer | mmap.mmap") -> int:
 
 def _note_mark(found: Recovered, data: Buffer, start: int, stop: int, base: int) -> bool:
     """Take a custom block at `base + start` for a mark if it is one."""
-    place = start + pcapng.BLOCK_HEAD.size + pcapng.CUSTOM_HEAD.size
+    place = start + pcapng.BLOCK_HEAD.size + pcapng.OURS_HEAD.size
     entries = place + pcapng.MARK_PLACE.size
     if stop - 4 < entries or (stop - 4 - entries) % pcapng.MARK_INTERFACE.size:
         return False
-    enterprise, magic, run_id = pcapng.CUSTOM_HEAD.unpack_from(data, start + pcapng.BLOCK_HEAD.size)
+    magic, run_id = pcapng.OURS_HEAD.unpack_from(data, start + pcapng.BLOCK_HEAD.size)
     sequence, offset, described = pcapng.MARK_PLACE.unpack_from(data, place)
-    if (enterprise, magic, offset) != (pcapng.ENTERPRISE, pcapng.MARK_MAGIC, base + start):
+    if (magic, offset) != (pcapng.MARK_MAGIC, base + start):
         return False
     rows = list(pcapng.MARK_INTERFACE.iter_unpack(data[entries : stop - 4]))
     found.described = described

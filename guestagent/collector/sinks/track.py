@@ -20,6 +20,7 @@ from guestagent.tapstream.hello import AgentHello
 _SECTION_BYTES = 4096
 """Our section header, with the longest names, is under 1 KB."""
 
+
 @dataclass(frozen=True, slots=True)
 class Resume:
     """What an earlier collector process left of a run."""

@@ -1,0 +1,150 @@
+"""Opens the sources of a run: interfaces chosen, ring sized to the machine's memory, filter attached, engine by probe."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from guestagent.capture.bpf import Instruction, compose
+from guestagent.capture.interfaces import ARPHRD_LOOPBACK, Link, describe, select
+from guestagent.capture.pcapfilter import compile_filter
+from guestagent.capture.probes import Probe, probe_packet_socket, probe_virtio
+from guestagent.capture.ring import BLOCK_BYTES, FEWEST_BLOCKS, Ring, attach_filter, open_packet_socket
+from guestagent.capture.source import Source
+from guestagent.errors import ConfigError, HostError
+from guestagent.model import Exclusion
+
+log = logging.getLogger("guestagent.capture")
+
+DEFAULT_RING_BYTES = 64 * 1024 * 1024
+MOST_MEMORY_FRACTION = 0.05
+"""All rings together; their pages belong to no cgroup, so no other limit would hold them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the operator asked of the capture."""
+
+    interfaces: tuple[str, ...] = ()
+    filter_expression: str = ""
+    slice: str | int = "full"
+    ring_bytes: int = 0
+    promiscuous: bool = False
+    engine: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """The open sources, what makes their filters, and why this engine."""
+
+    sources: list[Source]
+    filters: dict[int, tuple[Instruction, ...]]
+    """The compiled user filter by interface id; libpcap's code depends on the device."""
+    links: dict[int, Link]
+    wish: Wish
+    engine: str
+    reason: str
+
+    def program(self, interface_id: int, exclusions: Sequence[Exclusion]) -> tuple[Instruction, ...]:
+        """The whole filter of one interface."""
+        return compose(
+            exclusions=exclusions,
+            loopback=self.links[interface_id].hardware_type == ARPHRD_LOOPBACK,
+            user_filter=self.filters[interface_id],
+            slice_=self.wish.slice,
+        )
+
+
+def ring_blocks(wanted_bytes: int, interfaces: int, available_bytes: int) -> int:
+    """Blocks of each interface's ring. Raises ConfigError where what was asked for is more than the VM can give."""
+    most = int(available_bytes * MOST_MEMORY_FRACTION) // interfaces
+    if wanted_bytes > most:
+        raise ConfigError(
+            f"a ring of {wanted_bytes / 1e6:.0f} MB on each of {interfaces} interfaces is over "
+            f"{MOST_MEMORY_FRACTION:.0%} of the {available_bytes / 1e6:.0f} MB of free memory: "
+            f"ask for at most {most / 1e6:.0f} MB with --ring"
+        )
+    blocks = (wanted_bytes or min(DEFAULT_RING_BYTES, most)) // BLOCK_BYTES
+    if blocks < FEWEST_BLOCKS:
+        least = FEWEST_BLOCKS * BLOCK_BYTES / 1e6
+        if wanted_bytes:
+            raise ConfigError(f"--ring: {wanted_bytes / 1e6:.1f} MB is too small: ask for at least {least:.1f} MB")
+        raise ConfigError(
+            f"{available_bytes / 1e6:.0f} MB of free memory leave no room for a ring of {least:.1f} MB on each of "
+            f"{interfaces} interfaces: free some memory or tap fewer interfaces"
+        )
+    return blocks
+
+
+def open_capture(wish: Wish, exclusions: Sequence[Exclusion] = ()) -> Capture:
+    """Bind a source to every wished interface. Raises ConfigError, HostError."""
+    import psutil
+
+    links = select(wish.interfaces)
+    if wish.engine == "portable":
+        probe = Probe("engine", True, "asked for")
+    else:
+        probe = probe_packet_socket()
+        if not probe.ok:
+            raise HostError(probe.detail)
+    filters = {
+        at: compile_filter(wish.filter_expression, link.name) if wish.filter_expression else ()
+        for at, link in enumerate(links)
+    }
+    capture = Capture([], filters, dict(enumerate(links)), wish, wish.engine, probe.detail)
+    programs = {at: capture.program(at, exclusions) for at in filters}
+    for at, link in enumerate(links):
+        _prove_swap(link, programs[at])
+    blocks = ring_blocks(wish.ring_bytes, len(links), psutil.virtual_memory().available)
+    if wish.engine != "portable":
+        try:
+            return _with_rings(capture, programs, blocks)
+        except HostError as error:
+            if wish.engine == "ring":
+                raise
+            log.warning("the ring engine can't run here (%s); falling back to the portable engine", error)
+            capture = Capture([], filters, capture.links, wish, "portable", str(error))
+    return _portable(capture, programs, blocks)
+
+
+def _prove_swap(link: Link, program: Sequence[Instruction]) -> None:
+    """A filter is swapped while the old one is held: both must fit net.core.optmem_max. Raises ConfigError if not."""
+    with open_packet_socket(link.name) as proof:
+        attach_filter(proof, program)
+        attach_filter(proof, program)
+
+
+def _with_rings(capture: Capture, programs: dict[int, tuple[Instruction, ...]], blocks: int) -> Capture:
+    virtio = probe_virtio()
+    if not virtio.ok:
+        log.warning("%s", virtio.detail)
+    sources: list[Source] = []
+    try:
+        for at, link in capture.links.items():
+            interface = describe(link, at)
+            sources.append(
+                Ring(
+                    interface,
+                    link.index,
+                    programs[at],
+                    block_count=blocks,
+                    virtio=virtio.ok,
+                    promiscuous=capture.wish.promiscuous,
+                )
+            )
+    except BaseException:
+        for source in sources:
+            source.close()
+        raise
+    return Capture(sources, capture.filters, capture.links, capture.wish, "ring", virtio.detail)
+
+
+def _portable(capture: Capture, programs: dict[int, tuple[Instruction, ...]], blocks: int) -> Capture:
+    from guestagent.capture.portable import PortableSource
+
+    sources: list[Source] = [
+        PortableSource(
+            describe(link, at), link.index, programs[at], block_count=blocks, promiscuous=capture.wish.promiscuous
+        )
+        for at, link in capture.links.items()
+    ]
+    return Capture(sources, capture.filters, capture.links, capture.wish, "portable", capture.reason)

@@ -1,0 +1,107 @@
+"""Several sources as one: blocks in order of time, and the ledger of every interface.
+
+The ledger's `captured` and drops come from the kernel, `delivered` from acknowledgements, so its identity is a check on
+both and not a definition.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from guestagent.capture.block import FRAME_OFFSET_BYTES
+from guestagent.capture.bpf import REJECT_ALL, Instruction
+from guestagent.capture.source import RetiredBlock, Source
+from guestagent.model import InterfaceLedger, total
+
+Loan = tuple[Source, RetiredBlock]
+
+
+class Tap:
+    """The sources of one run. Blocks are taken in order of their first packet's time, given back when settled."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = list(sources)
+        self.ledgers = {source.interface.id: InterfaceLedger() for source in sources}
+        self.wire_bytes = 0
+        """Bytes of the frames taken so far, without record headers."""
+        self._told: dict[tuple[str, int], int] = {}
+        """Stale records that each collector has told of each interface, cumulative."""
+
+    @property
+    def ring_bytes(self) -> int:
+        """What all rings hold together."""
+        return sum(source.capacity_bytes for source in self.sources)
+
+    def take(self) -> Loan | None:
+        """The block whose first packet is oldest; its header area is the caller's to write."""
+        if len(self.sources) == 1:
+            source = self.sources[0]
+        else:
+            heads = [(block.first_ns, at) for at, one in enumerate(self.sources) if (block := one.peek())]
+            if not heads:
+                return None
+            source = self.sources[min(heads)[1]]
+        block = source.take()
+        if block is None:
+            return None
+        self.ledgers[source.interface.id].captured_ring_bytes += block.ring_bytes
+        self.wire_bytes += block.ring_bytes - block.records * FRAME_OFFSET_BYTES
+        return source, block
+
+    def settle(self, loans: Iterable[Loan | None], *, delivered: bool) -> None:
+        """Give blocks back: acknowledged, or lost with the link at the end of the run."""
+        for loan in loans:
+            if loan is None:
+                continue
+            source, block = loan
+            ledger = self.ledgers[source.interface.id]
+            if delivered:
+                ledger.delivered += block.records
+                ledger.delivered_bytes += block.end - block.start
+            else:
+                ledger.lost_on_link += block.records
+            source.release(block)
+
+    def note_unsupported(self, collector_id: str, counts: dict[int, int]) -> None:
+        """Take a collector's cumulative count of stale records: they were never delivered, though sent and held.
+
+        Remembered per collector, so that an ACK or hello that repeats the count changes nothing.
+        """
+        for interface_id, count in counts.items():
+            ledger = self.ledgers.get(interface_id)
+            if ledger is not None:
+                new = count - self._told.get((collector_id, interface_id), 0)
+                self._told[collector_id, interface_id] = count
+                ledger.unsupported_gso += new
+                ledger.delivered -= new
+
+    def refresh(self) -> InterfaceLedger:
+        """Read the kernel's counters into the ledgers; their sum."""
+        for source in self.sources:
+            ledger, counted = self.ledgers[source.interface.id], source.statistics()
+            ledger.captured = counted.captured
+            ledger.dropped_by_ring = max(0, counted.dropped - ledger.unsupported_gso)
+        return total(list(self.ledgers.values()))
+
+    def attach(self, program: Sequence[Instruction]) -> None:
+        """Swap the filter of every source."""
+        for source in self.sources:
+            source.attach(program)
+
+    def reject_all(self) -> None:
+        """Let nothing new in; what the rings hold stays."""
+        self.attach(REJECT_ALL)
+
+    def abandon_rest(self) -> None:
+        """Count the retired blocks that nobody took as lost, after the drain's patience."""
+        while loan := self.take():
+            self.settle([loan], delivered=False)
+
+    def held_fraction(self) -> float:
+        """How full the fullest ring is with blocks that wait for acknowledgement."""
+        return max(
+            (source.held_blocks() / source.block_count for source in self.sources if source.block_count), default=0.0
+        )
+
+    def close(self) -> None:
+        """Give every socket and ring back."""
+        for source in self.sources:
+            source.close()

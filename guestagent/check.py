@@ -1,0 +1,87 @@
+"""`guestagent check`: try for real everything that `run` would need, say each result, exit with the code of `run`."""
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from guestagent.capture.engine import Wish, open_capture
+from guestagent.capture.probes import PROBES
+from guestagent.capture.tap import Tap
+from guestagent.config import RunConfig
+from guestagent.errors import ConfigError, GuestagentError
+from guestagent.observe import reports
+from guestagent.route import refuse_tunnel_loop
+
+COLLECTOR_PATIENCE_SECONDS = 3.0
+
+
+def check(config: RunConfig) -> int:
+    """Print a line for each step; the exit code is that of the first step that would stop `run`."""
+    code = 0
+    for probe in PROBES:
+        result = probe()
+        _say(result.name, result.ok, result.detail)
+    for name, step in _STEPS.items():
+        try:
+            _say(name, True, step(config))
+        except GuestagentError as error:
+            _say(name, False, str(error))
+            code = code or error.exit_code
+    return code
+
+
+def _say(name: str, ok: bool, detail: str) -> None:
+    sys.stdout.write(f"{'ok  ' if ok else 'FAIL'} {name}: {detail}\n")
+
+
+def _capture(config: RunConfig) -> str:
+    wish = Wish(config.interface, config.filter, config.slice, config.ring, config.promiscuous, config.engine)
+    capture = open_capture(wish)
+    tap = Tap(capture.sources)
+    try:
+        parts = [
+            f"{source.interface.name} (MTU {source.interface.mtu}, {len(capture.program(source.interface.id, ()))} "
+            "filter instructions)"
+            for source in tap.sources
+        ]
+        return f"{', '.join(parts)} with the {capture.engine} engine, {tap.ring_bytes >> 20} MB of ring"
+    finally:
+        tap.close()
+
+
+def _collector(config: RunConfig) -> str:
+    """A collector that is not there is no reason for `run` to stop: it waits."""
+    endpoint = config.to[0]
+    if endpoint.scheme == "dir":
+        return f"none; the agent writes to {endpoint.path}"
+    try:
+        socket.create_connection((endpoint.host, endpoint.port), COLLECTOR_PATIENCE_SECONDS).close()
+    except OSError as error:
+        return f"{endpoint} does not answer now ({error.strerror or error}); run would wait for it"
+    return f"{endpoint} accepts connections"
+
+
+def _route(config: RunConfig) -> str:
+    refuse_tunnel_loop(config.to[0], config.interface)
+    return "copies do not come back into the capture"
+
+
+def _files(config: RunConfig) -> str:
+    reports.check_writable(config.report)
+    endpoint = config.to[0]
+    if endpoint.scheme == "dir":
+        place = Path(endpoint.path)
+        there = next(one for one in (place, *place.absolute().parents) if one.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise ConfigError(f"captures can't be written to {place}: choose another dir:")
+    return "can be written"
+
+
+_STEPS: dict[str, Callable[[RunConfig], str]] = {
+    "files": _files,
+    "route": _route,
+    "capture": _capture,
+    "collector": _collector,
+}

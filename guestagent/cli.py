@@ -1,0 +1,178 @@
+"""The `guestagent` command: a table of verbs. Each verb imports its rooms inside, so `--help` costs nothing."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from guestagent import __version__
+from guestagent.errors import ConfigError, GuestagentError
+
+Flags = dict[str, Any]
+
+
+class Option(NamedTuple):
+    """One flag: names, help, and what argparse needs beyond a plain text."""
+
+    names: tuple[str, ...]
+    help: str
+    more: dict[str, Any]
+
+
+def _option(*names: str, help: str, **more: Any) -> Option:  # noqa: A002
+    return Option(names, help, more)
+
+
+_SWITCH = {"action": "store_true", "default": None}
+_CONFIG = _option("-c", "--config", metavar="FILE", help="TOML with the names of these flags as keys")
+_DURATION = _option("--duration", type=float, metavar="S", help="stop after S seconds")
+_REPORT = _option("--report", metavar="FILE", help="write the ledger as JSON at the end")
+
+_RUN_OPTIONS = (
+    _CONFIG,
+    _option(
+        "-i", "--interface", action="append", metavar="IFACE", help="interface or glob; default: the default route's"
+    ),
+    _option("--to", action="append", metavar="URL", help="tcp://HOST[:4795] or dir:PATH; default: dir:captures"),
+    _option("--filter", metavar="EXPR", help="pcap-filter expression, decided in the kernel"),
+    _option("--slice", metavar="N|headers|full", help="bytes of each frame to keep; default: full"),
+    _option("--full", **_SWITCH, help="copy everything, without default budgets"),
+    _option("--ring", metavar="SIZE", help="ring of each interface; default: 64MB, at most 5 %% of free memory"),
+    _option("--promiscuous", **_SWITCH, help="also frames for other hosts"),
+    _option("--engine", metavar="ring|portable", help="default: ring where the kernel has it"),
+    _option("--agent-id", metavar="NAME", help="default: the cloud's instance id, else the machine id"),
+    _DURATION,
+    _REPORT,
+)
+_COLLECT_OPTIONS = (
+    _CONFIG,
+    _option("--listen", action="append", metavar="URL", help="tcp://HOST:4795"),
+    _option("--write", metavar="PATH|-", help="directory, NAME.pcapng, or - for standard output; default: captures"),
+    _DURATION,
+    _REPORT,
+)
+
+
+def _run(flags: Flags) -> int:
+    from guestagent.agent import Agent
+    from guestagent.config import load_run
+    from guestagent.observe import logs
+
+    config = load_run(flags.pop("config"), flags)
+    logs.start()
+    return Agent(config).run()
+
+
+def _collect(flags: Flags) -> int:
+    from guestagent.collect import Collector
+    from guestagent.config import load_collect
+    from guestagent.observe import logs
+
+    config = load_collect(flags.pop("config"), flags)
+    logs.start()
+    return Collector(config).run()
+
+
+def _status(flags: Flags) -> int:
+    from guestagent.observe.show import show_status
+
+    return show_status(as_json=bool(flags["json"]))
+
+
+def _check(flags: Flags) -> int:
+    from guestagent.check import check
+    from guestagent.config import load_run
+
+    return check(load_run(flags.pop("config"), flags))
+
+
+def _demo(flags: Flags) -> int:
+    from guestagent.demo import demo
+
+    return demo(flags["seconds"])
+
+
+class Verb(NamedTuple):
+    """One sub-command."""
+
+    run: Callable[[Flags], int]
+    help: str
+    options: tuple[Option, ...]
+    epilog: str = ""
+
+
+VERBS: dict[str, Verb] = {
+    "run": Verb(
+        _run,
+        "capture this host's interface and send the copies",
+        _RUN_OPTIONS,
+        "examples:\n  guestagent run\n  guestagent run -i eth0 --to tcp://10.0.0.9 --filter 'not port 22' --slice 256",
+    ),
+    "collect": Verb(
+        _collect,
+        "receive from agents and write pcapng",
+        _COLLECT_OPTIONS,
+        "examples:\n  guestagent collect --listen tcp://0.0.0.0:4795 --write /var/captures\n"
+        "  guestagent collect --listen tcp://127.0.0.1:4795 --write - | tshark -r -",
+    ),
+    "status": Verb(
+        _status,
+        "what runs here, the ledger, limits and why",
+        (_option("--json", **_SWITCH, help="the snapshots as JSON"),),
+    ),
+    "check": Verb(_check, "try everything that run would need, and exit with its code", _RUN_OPTIONS),
+    "demo": Verb(
+        _demo,
+        "two hosts in network namespaces: traffic, agent, collector, result",
+        (_option("--seconds", type=float, default=8.0, metavar="N", help="how long traffic runs; default: 8"),),
+    ),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        """One sentence, exit 2."""
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the verb table."""
+    parser = _Parser(prog="guestagent", description="Copies a VM's own traffic to a collector, within budgets.")
+    parser.add_argument("--version", action="version", version=f"guestagent {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, verb in VERBS.items():
+        sub = verbs.add_parser(
+            name,
+            help=verb.help,
+            description=verb.help,
+            epilog=verb.epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        for option in verb.options:
+            sub.add_argument(*option.names, help=option.help, **option.more)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; every failure is one sentence on standard error and an exit code."""
+    try:
+        flags = vars(build_parser().parse_args(argv))
+        return VERBS[flags.pop("verb")].run(flags)
+    except GuestagentError as error:
+        sys.stderr.write(f"guestagent: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except Exception as error:  # noqa: BLE001 - the last fence: our own bug, told in one sentence
+        if os.environ.get("GUESTAGENT_TRACEBACK"):
+            raise
+        sys.stderr.write(
+            f"guestagent: a bug of ours, {type(error).__name__}: {error}; "
+            "run again with GUESTAGENT_TRACEBACK=1 and report what it prints\n"
+        )
+        return 1

@@ -1,0 +1,103 @@
+"""The loop detector: are we capturing our own copies? Pure; time is an argument.
+
+The capture filter leaves out our own connection by address and port. Behind a tunnel or a rewritten destination the
+same bytes leave under other headers, are captured, sent again, and so on, at whatever rate the machine can do.
+
+Rates alone can't tell that from a quiet VM whose every byte is copied: in both, what is captured tracks what is sent.
+So on suspicion the agent holds its sending for a moment, while the ring keeps what comes. In a feedback loop the
+capture then stops with it; real traffic goes on. Three holds in a row that agree are proof.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+SUSPICION_RATIO = 0.9
+SUSPICION_SECONDS = 1.0
+LEAST_BYTES_PER_SECOND = 125_000
+"""1 Mbit/s: less harms nobody, and slow traffic stops by itself too often to prove anything."""
+HOLD_SECONDS = 0.25
+"""Two retire times and some: what was captured before the hold has left the kernel."""
+SETTLE_SECONDS = 0.12
+"""The first part of a hold still shows what was on its way."""
+STOPPED_FRACTION = 0.2
+PROOF_HOLDS = 3
+REST_SECONDS = 60.0
+"""After a hold that showed real traffic, the next suspicion waits so long."""
+REST_BETWEEN_HOLDS_SECONDS = 0.5
+
+
+class Verdict(Enum):
+    """What the desk does next."""
+
+    GO_ON = "go on"
+    HOLD = "hold"
+    LOOP = "loop"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Running totals: records and wire bytes captured, bytes sent, bytes of the interfaces that were not captured."""
+
+    captured_records: int
+    captured_bytes: int
+    sent_bytes: int
+    unselected_bytes: int
+
+
+class LoopDetector:
+    """Fed with samples a few times a second; says when to hold and when to stop."""
+
+    def __init__(self) -> None:
+        self._since: tuple[float, Sample] | None = None
+        self._hold: tuple[float, Sample | None] | None = None
+        self._settled_at = self._rate_before = 0.0
+        self._proofs = 0
+        self._quiet_until = 0.0
+
+    def step(self, now: float, sample: Sample) -> Verdict:
+        """One sample in, one verdict out."""
+        if self._hold is not None:
+            return self._during_hold(now, sample)
+        if now < self._quiet_until:
+            self._since = None
+            return Verdict.GO_ON
+        if self._since is None:
+            self._since = (now, sample)
+            return Verdict.GO_ON
+        start, before = self._since
+        if now - start < (SUSPICION_SECONDS if not self._proofs else REST_BETWEEN_HOLDS_SECONDS):
+            return Verdict.GO_ON
+        self._since = (now, sample)
+        if not _is_suspicious(before, sample, now - start):
+            self._proofs = 0
+            return Verdict.GO_ON
+        self._rate_before = (sample.captured_records - before.captured_records) / (now - start)
+        self._hold = (now, None)
+        return Verdict.HOLD
+
+    def _during_hold(self, now: float, sample: Sample) -> Verdict:
+        assert self._hold is not None
+        start, settled = self._hold
+        if settled is None:
+            if now - start >= SETTLE_SECONDS:
+                self._hold, self._settled_at = (start, sample), now
+            return Verdict.HOLD
+        if now - start < HOLD_SECONDS:
+            return Verdict.HOLD
+        rate = (sample.captured_records - settled.captured_records) / (now - self._settled_at)
+        self._hold, self._since = None, None
+        if rate > STOPPED_FRACTION * self._rate_before:
+            self._proofs, self._quiet_until = 0, now + REST_SECONDS
+            return Verdict.GO_ON
+        self._proofs += 1
+        return Verdict.LOOP if self._proofs == PROOF_HOLDS else Verdict.GO_ON
+
+
+def _is_suspicious(before: Sample, after: Sample, seconds: float) -> bool:
+    """Captured tracks sent, and our own bytes are not among what the filter left out."""
+    captured = after.captured_bytes - before.captured_bytes
+    sent = after.sent_bytes - before.sent_bytes
+    unselected = after.unselected_bytes - before.unselected_bytes
+    is_fast = min(captured, sent) > LEAST_BYTES_PER_SECOND * seconds
+    tracks = is_fast and min(captured, sent) / max(captured, sent) > SUSPICION_RATIO
+    return tracks and unselected < sent / 2

@@ -1,0 +1,46 @@
+"""`guestagent status`: the snapshots of what runs here, for people or as JSON."""
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from guestagent.observe.status import directory, everything
+from guestagent.observe.words import ledger_sentence
+
+
+def show_status(*, as_json: bool) -> int:
+    """Print every agent and collector of this host; 1 where none runs."""
+    found = everything()
+    if as_json:
+        sys.stdout.write(json.dumps({"schema": "guestagent.status/1", "running": found}, indent=2) + "\n")
+    elif not found:
+        sys.stdout.write(f"nothing runs here (no socket answers in {directory()})\n")
+    for name, snapshot in {} if as_json else found.items():
+        lines = _agent_lines(snapshot) if snapshot.get("role") == "agent" else _collector_lines(snapshot)
+        sys.stdout.write(f"{name}\n" + "".join(f"  {line}\n" for line in lines))
+    return 0 if found else 1
+
+
+def _agent_lines(snapshot: dict[str, Any]) -> Iterator[str]:
+    link = snapshot["link"] or {"text": "no link"}
+    yield f"agent {snapshot['agent_id']}, {snapshot['engine']} engine: {snapshot['engine_reason']}"
+    yield f"link: {link['text']}"
+    for name, ledger in snapshot["interfaces"].items():
+        yield f"{name}: {ledger_sentence(ledger)}"
+    limits = snapshot["limits"]
+    chosen = f", filter {limits['filter']!r}" if limits["filter"] else ""
+    yield f"limits: slice {limits['slice']}{chosen}, {limits['reason']}"
+    yield f"ring: {snapshot['ring_bytes'] >> 20} MB, {snapshot['ring_held_fraction']:.0%} waits for the collector"
+    yield f"cpu: {snapshot['cpu_seconds']} s since the start"
+
+
+def _collector_lines(snapshot: dict[str, Any]) -> Iterator[str]:
+    yield f"collector {snapshot['collector_id']}: {snapshot['connections']} connected, {snapshot['refused']} refused"
+    for name, agent in snapshot["agents"].items():
+        yield (
+            f"{name}: received {agent['received']:,}, written {agent['written']:,}, gaps {agent['gaps']:,}, "
+            f"duplicates {agent['duplicates']:,}"
+        )
+        for end in agent["unclean_ends"]:
+            yield f"{name}: nothing is held from {end['gap_from']} until {end['gap_until']}"

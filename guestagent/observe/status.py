@@ -1,0 +1,91 @@
+"""The status socket: connect, read one JSON object, done. Read-only; a file in a directory that only we may enter."""
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from guestagent.errors import RunError
+
+ASK_SECONDS = 2.0
+MOST_STATUS_BYTES = 4 * 1024 * 1024
+_DIRECTORY_MODE, _SOCKET_MODE = 0o750, 0o660
+
+
+def directory() -> Path:
+    """/run/guestagent for root and services, below XDG_RUNTIME_DIR for others."""
+    if given := os.environ.get("RUNTIME_DIRECTORY"):
+        return Path(given.split(":")[0])
+    if os.geteuid() == 0:
+        return Path("/run/guestagent")
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/guestagent-{os.geteuid()}") / "guestagent"  # noqa: S108
+
+
+class StatusSocket:
+    """Answers each connection with a snapshot and closes it."""
+
+    def __init__(self, role: str, snapshot: Callable[[], dict[str, Any]]) -> None:
+        self.path = directory() / f"{role}-{os.getpid()}.sock"
+        self._snapshot = snapshot
+        try:
+            self.path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+            self.path.unlink(missing_ok=True)
+            self._socket = socket.socket(
+                socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+            )
+            self._socket.bind(str(self.path))
+            self.path.chmod(_SOCKET_MODE)
+            self._socket.listen(8)
+        except OSError as error:
+            raise RunError(f"no status socket at {self.path}: {error.strerror}") from error
+
+    def fileno(self) -> int:
+        """The listening descriptor."""
+        return self._socket.fileno()
+
+    def answer(self, _events: int) -> None:
+        """Serve one asker; one that does not read at once loses its answer, never our time."""
+        with contextlib.suppress(OSError):
+            asker, _ = self._socket.accept()
+            with asker:
+                data = json.dumps(self._snapshot()).encode()
+                asker.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, len(data) + 4096)
+                asker.setblocking(False)
+                asker.send(data)
+
+    def close(self) -> None:
+        """Remove the socket."""
+        self._socket.close()
+        self.path.unlink(missing_ok=True)
+
+
+def ask(path: Path) -> dict[str, Any] | None:
+    """The snapshot behind one socket; None, and the file is removed, where nobody listens any more."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asker:
+            asker.settimeout(ASK_SECONDS)
+            asker.connect(str(path))
+            data = b""
+            while len(data) < MOST_STATUS_BYTES and (part := asker.recv(1 << 16)):
+                data += part
+        value = json.loads(data)
+    except ConnectionRefusedError:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return None
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def everything() -> dict[str, dict[str, Any]]:
+    """The snapshots of all agents and collectors that run here, by socket name."""
+    found = {}
+    for path in sorted(directory().glob("*.sock")):
+        snapshot = ask(path)
+        if snapshot is not None:
+            found[path.stem] = snapshot
+    return found

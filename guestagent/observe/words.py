@@ -1,0 +1,67 @@
+"""Numbers as people read them, and the live line on a terminal."""
+
+import sys
+import time
+from typing import Any
+
+from guestagent.model import InterfaceLedger
+
+_PREFIXES = ("", "k", "M", "G", "T")
+
+
+def scaled(value: float, unit: str) -> str:
+    """1234567, "bit/s" -> "1.23 Mbit/s"."""
+    size = 0
+    while abs(value) >= 999.5 and size < len(_PREFIXES) - 1:
+        value /= 1000
+        size += 1
+    digits = 0 if size == 0 or abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:.{digits}f} {_PREFIXES[size]}{unit}"
+
+
+def ledger_sentence(ledger: dict[str, Any]) -> str:
+    """The ledger in one line; losses only where there are some."""
+    parts = [f"captured {ledger['captured']:,}", f"delivered {ledger['delivered']:,}"]
+    for key in ("capped", "dropped_by_ring", "unsupported_gso", "lost_on_link", "in_flight"):
+        if ledger.get(key):
+            parts.append(f"{key.replace('_', ' ')} {ledger[key]:,}")
+    return ", ".join(parts)
+
+
+class LiveLine:
+    """One line that is written over and over on standard error, where that is a terminal."""
+
+    def __init__(self) -> None:
+        self.is_on = sys.stderr.isatty()
+
+    def show(self, text: str) -> None:
+        """Replace the line."""
+        if self.is_on:
+            sys.stderr.write(f"\r\033[K{text}")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Leave the terminal as it was."""
+        if self.is_on:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
+
+
+class RateLine:
+    """What happened since the last look, in one line."""
+
+    def __init__(self) -> None:
+        self._last: tuple[float, int, int, float] | None = None
+
+    def line(self, now: float, ledger: InterfaceLedger, held_fraction: float, link: str) -> str:
+        """Rates since the last call; zero at the first."""
+        cpu = time.process_time()
+        then, captured, delivered_bytes, cpu_then = self._last or (now - 1.0, 0, 0, cpu)
+        seconds = max(now - then, 1e-3)
+        self._last = (now, ledger.captured, ledger.delivered_bytes, cpu)
+        return (
+            f"{scaled((ledger.captured - captured) / seconds, 'packets/s')}  "
+            f"{scaled(8 * (ledger.delivered_bytes - delivered_bytes) / seconds, 'bit/s')}  "
+            f"lost {ledger.dropped_by_ring + ledger.unsupported_gso:,}  ring {held_fraction:.0%}  "
+            f"cpu {100 * (cpu - cpu_then) / seconds:.1f} %  {link}"
+        )

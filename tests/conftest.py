@@ -1,0 +1,52 @@
+"""What all tests share: the hypothesis profile, the `root` mark, and no silent skips in CI."""
+
+import os
+import re
+from collections.abc import Generator
+from typing import TypeVar
+
+import hypothesis
+import pytest
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
+
+# Examples are the same in each CI run, so that a failure there is of the commit; shared cores make deadlines lie.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("dev", deadline=None)
+hypothesis.settings.load_profile("ci" if IN_CI else "dev")
+
+MACHINE_IS_NOT_SET_UP = re.compile(
+    r"\b(root|privileges?|CAP_[A-Z_]+|not installed|not found|could not import|no module named|packages?)\b",
+    re.IGNORECASE,
+)
+"""Reasons to skip that name what `make setup` or root would bring, unlike a kernel feature that this machine lacks."""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked `root` are skipped for a plain user, with the reason that CI refuses."""
+    if item.get_closest_marker("root") and os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
+def _refuse_skip(report: Report) -> Report:
+    if not (IN_CI and report.skipped and isinstance(report.longrepr, tuple)):
+        return report
+    path, line, reason = report.longrepr
+    if MACHINE_IS_NOT_SET_UP.search(reason):
+        report.outcome = "failed"
+        report.longrepr = f"{path}:{line}: in CI nothing is skipped for want of root or a package: {reason}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A skip in a test or fixture."""
+    return _refuse_skip((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """A skip of a whole module, such as `pytest.importorskip`."""
+    return _refuse_skip((yield))
