@@ -2,6 +2,7 @@
 # Brings a bare Debian 12, Ubuntu 24.04 or later to where `make test` and `make demo` work: the missing system packages
 # by apt-get (as root or through passwordless sudo), then .venv with guestagent, editable. Run again, it changes nothing
 # and takes a few milliseconds.
+# shellcheck disable=SC3013 # -nt and -ef: dash, bash and busybox all have them
 set -eu
 cd "$(dirname "$0")/.."
 PATH=$PATH:/usr/sbin:/sbin
@@ -15,7 +16,7 @@ die() {
 
 # The first Python of at least 3.11 that can make a venv; Debian splits ensurepip off into python3-venv.
 find_python() {
-    for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
+    for candidate in ${PYTHON:-python3 /usr/bin/python3 python3.14 python3.13 python3.12 python3.11}; do
         if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             echo "$candidate"
             return
@@ -23,11 +24,7 @@ find_python() {
     done
 }
 
-has_libpcap() {
-    ldconfig -p 2>/dev/null | grep -q 'libpcap\.so' || ls /usr/lib/*/libpcap.so.* >/dev/null 2>&1
-}
-
-# Debian's names of what is not here yet. A venv that works needs no Python beside its own.
+# Debian's names of what is not here yet. libpcap comes with tcpdump; a venv that works brings its Python.
 missing_packages() {
     while read -r command package; do
         command -v "$command" >/dev/null 2>&1 || echo "$package"
@@ -40,7 +37,6 @@ missing_packages() {
 	nc netcat-openbsd
 	nft nftables
 	END
-    has_libpcap || echo libpcap0.8
     if ! venv_works && [ -z "$(find_python)" ]; then
         echo python3 python3-venv
     fi
@@ -67,7 +63,7 @@ install_packages() {
     $apt install -y --no-install-recommends "$@" || die "could not install $*; see above, then run 'make setup' again"
 }
 
-# A venv breaks when the checkout moves or its Python goes; the first line of the command names the python it was made for.
+# A venv breaks when the checkout moves or its Python goes: the command's first line names the python it was made for.
 # Where that path is too long for a first line, pip writes #!/bin/sh there.
 venv_works() {
     [ -x "$venv/bin/python" ] && [ -x "$venv/bin/guestagent" ] || return 1

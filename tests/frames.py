@@ -153,7 +153,7 @@ _OTHERS = (
     ("version 4 as IPv6", IPV6, ipv6(TCP, tcp(), version=4)),
 )
 
-TAGGINGS = ((), (C_TAG,), (S_TAG,), (S_TAG, C_TAG), (C_TAG, C_TAG))
+TAGGINGS = ((), (C_TAG,), (S_TAG,), (C_TAG, C_TAG), (S_TAG, S_TAG))
 
 
 def _tagged(name: str, tags: Sequence[int]) -> str:

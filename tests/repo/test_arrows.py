@@ -33,8 +33,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lab": WORDS,
     # desk
     "agent": EVERYTHING,
+    "check": EVERYTHING,
     "cli": EVERYTHING,
+    "demo": EVERYTHING,
     "__main__": EVERYTHING,
+    "route": WORDS | {"capture", "config", "links"},
+    # The collector's desk: it runs on another machine and knows nothing of agent, capture or governor.
+    "collect": WORDS | {"collector", "config", "identity", "links", "loop", "observe", "tapstream"},
 }
 """Room or top-level module: what it may import of guestagent, beside itself and `guestagent.__version__`."""
 

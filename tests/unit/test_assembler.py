@@ -60,7 +60,7 @@ def test_assembler_refuses(text: str, message: str) -> None:
         assemble(text)
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(st.randoms(use_true_random=False), st.integers(1, 700))
 def test_linked_programs_run_as_written(rng: random.Random, length: int) -> None:
     """Random forward jumps of any length take the same way linked as they do by their labels."""
