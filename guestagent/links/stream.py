@@ -72,19 +72,22 @@ class StreamLink:
         self._deframer = Deframer()
         self._control: deque[bytes] = deque()
         self._sending: memoryview | None = None
-        self._heard_at = self._pinged_at = 0.0
+        self._heard_at = self._checked_at = 0.0
         self._queued_bytes = 0
 
     # -- time ---------------------------------------------------------------------------------------------------
 
     def deadline(self) -> float:
         """When `tick` is due."""
-        return self._heard_at + PING_SECONDS if self._phase is State.STREAMING else self._due_at
+        if self._phase is State.STREAMING:
+            return max(self._heard_at, self._checked_at) + PING_SECONDS
+        return self._due_at
 
     def tick(self, now: float) -> None:
         """Retry, give up a silent attempt, or ping."""
         if self._phase is State.STREAMING:
-            self._check_silence(now)
+            if now >= self.deadline():
+                self._check_silence(now)
         elif now >= self._due_at:
             if self._phase is State.WAITING:
                 self._resolve(now)
@@ -92,12 +95,12 @@ class StreamLink:
                 self._broken(f"{self.endpoint} did not answer within {CONNECT_SECONDS:.0f} s ({self._phase.value})")
 
     def _check_silence(self, now: float) -> None:
+        self._checked_at = now
         if self._still_draining():
             self._heard_at = max(self._heard_at, now - PING_SECONDS)
         if now - self._heard_at >= SILENCE_SECONDS:
             self._broken(f"{self.endpoint} has been silent for {SILENCE_SECONDS:.0f} s")
-        elif now - self._heard_at >= PING_SECONDS and now - self._pinged_at >= PING_SECONDS:
-            self._pinged_at = now
+        elif now - self._heard_at >= PING_SECONDS:
             self._control.append(frames.encode(Kind.PING))
             self.pump(now)
 
