@@ -261,9 +261,7 @@ class Agent:
         """Ask the loop detector; hold the sending while it wants to see what the capture does."""
         assert self._link is not None
         seen = interface_bytes(source.interface.name for source in self.tap.sources)
-        wire = self.tap.wire_bytes
-        sample = Sample(self.tap.refresh().captured, wire, self._link.state.sent_bytes, max(0, seen - wire))
-        verdict = self._detector.step(now, sample)
+        verdict = self._detector.step(now, Sample(seen, self.tap.wire_bytes, self._link.state.sent_bytes))
         self._is_held = verdict is Verdict.HOLD
         if verdict is Verdict.LOOP:
             self._stop_reason = "feedback loop"

@@ -1,7 +1,7 @@
-"""Opens the sources of a run: interfaces chosen, ring sized to the machine's memory, filter attached, engine by probe."""
+"""Opens the sources of a run: interfaces chosen, ring sized to the memory, filter attached, engine by probe."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from guestagent.capture.bpf import Instruction, compose
@@ -117,34 +117,40 @@ def _with_rings(capture: Capture, programs: dict[int, tuple[Instruction, ...]], 
     virtio = probe_virtio()
     if not virtio.ok:
         log.warning("%s", virtio.detail)
-    sources: list[Source] = []
-    try:
-        for at, link in capture.links.items():
-            interface = describe(link, at)
-            sources.append(
-                Ring(
-                    interface,
-                    link.index,
-                    programs[at],
-                    block_count=blocks,
-                    virtio=virtio.ok,
-                    promiscuous=capture.wish.promiscuous,
-                )
-            )
-    except BaseException:
-        for source in sources:
-            source.close()
-        raise
+    sources = _open_each(
+        capture,
+        lambda at, link: Ring(
+            describe(link, at),
+            link.index,
+            programs[at],
+            block_count=blocks,
+            virtio=virtio.ok,
+            promiscuous=capture.wish.promiscuous,
+        ),
+    )
     return Capture(sources, capture.filters, capture.links, capture.wish, "ring", virtio.detail)
 
 
 def _portable(capture: Capture, programs: dict[int, tuple[Instruction, ...]], blocks: int) -> Capture:
     from guestagent.capture.portable import PortableSource
 
-    sources: list[Source] = [
-        PortableSource(
+    sources = _open_each(
+        capture,
+        lambda at, link: PortableSource(
             describe(link, at), link.index, programs[at], block_count=blocks, promiscuous=capture.wish.promiscuous
-        )
-        for at, link in capture.links.items()
-    ]
+        ),
+    )
     return Capture(sources, capture.filters, capture.links, capture.wish, "portable", capture.reason)
+
+
+def _open_each(capture: Capture, make: Callable[[int, Link], Source]) -> list[Source]:
+    """A source for every link, or none at all."""
+    sources: list[Source] = []
+    try:
+        for at, link in capture.links.items():
+            sources.append(make(at, link))
+    except BaseException:
+        for source in sources:
+            source.close()
+        raise
+    return sources

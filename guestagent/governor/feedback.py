@@ -5,7 +5,8 @@ same bytes leave under other headers, are captured, sent again, and so on, at wh
 
 Rates alone can't tell that from a quiet VM whose every byte is copied: in both, what is captured tracks what is sent.
 So on suspicion the agent holds its sending for a moment, while the ring keeps what comes. In a feedback loop the
-capture then stops with it; real traffic goes on. Three holds in a row that agree are proof.
+interface then falls silent with it; real traffic goes on. Three holds in a row that agree are proof. A hold that showed
+real traffic is not repeated for a while, unless the rate grows far beyond: a loop may begin behind real traffic.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ SETTLE_SECONDS = 0.12
 STOPPED_FRACTION = 0.2
 PROOF_HOLDS = 3
 REST_SECONDS = 60.0
-"""After a hold that showed real traffic, the next suspicion waits so long."""
+GROWTH_THAT_ENDS_REST = 4.0
 REST_BETWEEN_HOLDS_SECONDS = 0.5
 
 
@@ -36,12 +37,11 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Running totals: records and wire bytes captured, bytes sent, bytes of the interfaces that were not captured."""
+    """Running totals in wire bytes: what the tapped interfaces counted, what we captured of it, what we sent."""
 
-    captured_records: int
+    seen_bytes: int
     captured_bytes: int
     sent_bytes: int
-    unselected_bytes: int
 
 
 class LoopDetector:
@@ -52,15 +52,12 @@ class LoopDetector:
         self._hold: tuple[float, Sample | None] | None = None
         self._settled_at = self._rate_before = 0.0
         self._proofs = 0
-        self._quiet_until = 0.0
+        self._rest_until = self._rest_rate = 0.0
 
     def step(self, now: float, sample: Sample) -> Verdict:
         """One sample in, one verdict out."""
         if self._hold is not None:
             return self._during_hold(now, sample)
-        if now < self._quiet_until:
-            self._since = None
-            return Verdict.GO_ON
         if self._since is None:
             self._since = (now, sample)
             return Verdict.GO_ON
@@ -68,10 +65,12 @@ class LoopDetector:
         if now - start < (SUSPICION_SECONDS if not self._proofs else REST_BETWEEN_HOLDS_SECONDS):
             return Verdict.GO_ON
         self._since = (now, sample)
+        self._rate_before = (sample.seen_bytes - before.seen_bytes) / (now - start)
         if not _is_suspicious(before, sample, now - start):
             self._proofs = 0
             return Verdict.GO_ON
-        self._rate_before = (sample.captured_records - before.captured_records) / (now - start)
+        if now < self._rest_until and self._rate_before < GROWTH_THAT_ENDS_REST * self._rest_rate:
+            return Verdict.GO_ON
         self._hold = (now, None)
         return Verdict.HOLD
 
@@ -84,10 +83,10 @@ class LoopDetector:
             return Verdict.HOLD
         if now - start < HOLD_SECONDS:
             return Verdict.HOLD
-        rate = (sample.captured_records - settled.captured_records) / (now - self._settled_at)
+        rate = (sample.seen_bytes - settled.seen_bytes) / (now - self._settled_at)
         self._hold, self._since = None, None
         if rate > STOPPED_FRACTION * self._rate_before:
-            self._proofs, self._quiet_until = 0, now + REST_SECONDS
+            self._proofs, self._rest_until, self._rest_rate = 0, now + REST_SECONDS, self._rate_before
             return Verdict.GO_ON
         self._proofs += 1
         return Verdict.LOOP if self._proofs == PROOF_HOLDS else Verdict.GO_ON
@@ -97,7 +96,7 @@ def _is_suspicious(before: Sample, after: Sample, seconds: float) -> bool:
     """Captured tracks sent, and our own bytes are not among what the filter left out."""
     captured = after.captured_bytes - before.captured_bytes
     sent = after.sent_bytes - before.sent_bytes
-    unselected = after.unselected_bytes - before.unselected_bytes
+    unselected = after.seen_bytes - before.seen_bytes - captured
     is_fast = min(captured, sent) > LEAST_BYTES_PER_SECOND * seconds
     tracks = is_fast and min(captured, sent) / max(captured, sent) > SUSPICION_RATIO
     return tracks and unselected < sent / 2

@@ -56,7 +56,14 @@ class Rig:
         address = f"[{listen}]" if ":" in listen else listen
         write = write or str(self.captures)
         process = self.start(
-            host, "collect", "--listen", f"tcp://{address}:{PORT}", "--write", write, *arguments, report="collector.json"
+            host,
+            "collect",
+            "--listen",
+            f"tcp://{address}:{PORT}",
+            "--write",
+            write,
+            *arguments,
+            report="collector.json",
         )
         wait_for(lambda: "listens on" in process.log_text(), "the collector to listen")
         return process

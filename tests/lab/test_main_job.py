@@ -47,9 +47,7 @@ def test_every_datagram_of_both_directions_is_written_once(rig: Rig, pair: tuple
 
 @pytest.mark.parametrize("offloads", [True, False])
 @pytest.mark.parametrize("outbound", [True, False])
-def test_a_bulk_transfer_reassembles_to_the_same_bytes(
-    rig: Rig, lab: Lab, offloads: bool, outbound: bool
-) -> None:
+def test_a_bulk_transfer_reassembles_to_the_same_bytes(rig: Rig, lab: Lab, offloads: bool, outbound: bool) -> None:
     """A TCP transfer, super-packets or not, is copied complete: tshark reassembles the very file."""
     vm, peer = lab.host("vm"), lab.host("peer")
     lab.link(vm, peer, offloads=offloads)
@@ -100,7 +98,9 @@ def test_segmented_datagrams_arrive_whole(rig: Rig, pair: tuple[Host, Host]) -> 
 
     assert_ledger_closes(ledger, report)
     payloads = b"".join(
-        frame.data[42:] for frame in rig.frames() if frame.data[12:14] == b"\x08\x00" and frame.data[36:38] == b"\x23\x28"
+        frame.data[42:]
+        for frame in rig.frames()
+        if frame.data[12:14] == b"\x08\x00" and frame.data[36:38] == b"\x23\x28"
     )
     assert [int.from_bytes(payloads[at : at + 8], "big") for at in range(0, len(payloads), 1000)] == list(range(6400))
 

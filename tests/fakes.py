@@ -1,0 +1,309 @@
+"""Stand-ins for what a room normally meets: records without a ring, sources, a desk, a peer on a socket."""
+
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from guestagent.capture.block import LAYOUT_VIRTIO, BlockWriter
+from guestagent.capture.bpf import Instruction
+from guestagent.capture.source import PRIVATE_BYTES, RetiredBlock, Statistics
+from guestagent.collector.registry import Registry
+from guestagent.collector.server import Server
+from guestagent.collector.sinks.directory import DirectorySink, Rotation
+from guestagent.loop import Loop
+from guestagent.model import Exclusion, Interface
+from guestagent.tapstream import frames
+from guestagent.tapstream.frames import Deframer, Frame, Kind
+from guestagent.tapstream.hello import AgentHello, CollectorHello, encode_agent_hello
+from guestagent.tapstream.session import Pending, SendWindow
+
+RUN_ID = "0123456789abcdef" * 2
+EPOCH_NS = 1_700_000_000_123_456_789
+PATIENCE_SECONDS = 5.0
+"""How long a test waits for what takes milliseconds on an idle machine."""
+
+
+def interface(identifier: int = 0, name: str = "eth0") -> Interface:
+    """An Ethernet interface."""
+    return Interface(identifier, name, f"02:00:00:00:00:{identifier & 0xFF:02x}", 1500, addresses=("192.0.2.1",))
+
+
+def agent_hello(run_id: str = RUN_ID, **changes: Any) -> AgentHello:
+    """A sound hello, apart from the changes."""
+    hello = AgentHello(
+        agent_id="vm-1",
+        run_id=run_id,
+        host="host-1",
+        version="0.1",
+        layout=LAYOUT_VIRTIO,
+        ring_bytes=1 << 20,
+        started_ns=EPOCH_NS,
+        first_sequence=1,
+        interfaces=(interface(),),
+    )
+    return replace(hello, **changes)
+
+
+def run_of_records(packets: Iterable[bytes], **fields: Any) -> tuple[bytes, int]:
+    """(records, count) as a BLOCK carries them; every packet one microsecond after the one before."""
+    packets = list(packets)
+    memory = bytearray(64 + sum(len(packet) + 128 for packet in packets))
+    writer = BlockWriter(memory, 0)
+    for at, packet in enumerate(packets):
+        assert writer.add(packet, EPOCH_NS + 1000 * at, **fields)
+    return bytes(memory[writer.start : writer.end]), writer.count
+
+
+def block_frame(sequence: int, records: bytes, count: int, interface_id: int = 0) -> bytes:
+    """A whole BLOCK frame."""
+    payload = frames.BLOCK_PREFIX.pack(count) + records
+    return frames.encode(Kind.BLOCK, payload, interface=interface_id, sequence=sequence)
+
+
+def packets_frame(sequence: int, packets: Iterable[bytes], interface_id: int = 0) -> bytes:
+    """A BLOCK frame of these packets."""
+    return block_frame(sequence, *run_of_records(packets), interface_id)
+
+
+def parsed(data: bytes) -> Frame:
+    """One whole frame, as a deframer would hand it on."""
+    kind, flags, interface_id, length, sequence = frames.HEADER.unpack_from(data)
+    assert len(data) == frames.HEADER_BYTES + length
+    return Frame(kind, flags, interface_id, sequence, memoryview(data)[frames.HEADER_BYTES :])
+
+
+def greeting(hello: AgentHello | None = None) -> bytes:
+    """What an agent says first."""
+    return frames.PREFACE + frames.encode_json(Kind.HELLO, encode_agent_hello(hello or agent_hello()))
+
+
+class FakeSource:
+    """A source whose blocks the test writes; follows the protocol of capture.source."""
+
+    def __init__(self, facts: Interface | None = None, block_count: int = 4) -> None:
+        self.interface = facts or interface()
+        self.index = 2
+        self.layout = LAYOUT_VIRTIO
+        self.capacity_bytes = 1 << 20
+        self.block_count = block_count
+        self.programs: list[Sequence[Instruction]] = []
+        self.waiting: deque[RetiredBlock] = deque()
+        self.taken: deque[RetiredBlock] = deque()
+        self.captured = self.dropped = 0
+        self.is_closed = False
+
+    def retire(self, packets: Sequence[bytes], first_ns: int = EPOCH_NS, stale: int = 0) -> RetiredBlock:
+        """Offer a block of these packets, then as many stale records, which the kernel counts as dropped."""
+        memory = bytearray(256 + sum(len(packet) + 128 for packet in packets) + 128 * stale)
+        writer = BlockWriter(memory, PRIVATE_BYTES)
+        for packet in packets:
+            assert writer.add(packet, first_ns)
+        for _ in range(stale):
+            assert writer.add(b"", first_ns, status=0)
+        self.captured += len(packets) + stale
+        self.dropped += stale
+        view = memoryview(memory)
+        block = RetiredBlock(0, view, writer.start, writer.end, writer.count, first_ns, writer.end)
+        self.waiting.append(block)
+        return block
+
+    def refuse(self, count: int) -> None:
+        """The ring was full so many times."""
+        self.captured += count
+        self.dropped += count
+
+    def peek(self) -> RetiredBlock | None:
+        """The oldest block not yet taken."""
+        return self.waiting[0] if self.waiting else None
+
+    def take(self) -> RetiredBlock | None:
+        """Lend it."""
+        if not self.waiting:
+            return None
+        self.taken.append(self.waiting.popleft())
+        return self.taken[-1]
+
+    def release(self, block: RetiredBlock) -> None:
+        """Blocks come back in the order in which they were taken."""
+        assert self.taken.popleft() is block
+
+    def statistics(self) -> Statistics:
+        """Totals so far."""
+        return Statistics(self.captured, self.dropped)
+
+    def attach(self, program: Sequence[Instruction]) -> None:
+        """Remember the program."""
+        self.programs.append(program)
+
+    def held_blocks(self) -> int:
+        """Blocks on loan."""
+        return len(self.taken)
+
+    def fileno(self) -> int:
+        """There is none."""
+        return -1
+
+    def pending_error(self) -> str:
+        """All is well."""
+        return ""
+
+    def bind(self, index: int) -> None:
+        """Remember the index."""
+        self.index = index
+
+    def close(self) -> None:
+        """Remember it."""
+        self.is_closed = True
+
+
+class FakeOwner:
+    """A desk behind a link (links.owner.LinkOwner): a window, and frames that the test queues."""
+
+    def __init__(self, hello: AgentHello | None = None) -> None:
+        self._hello = hello or agent_hello()
+        self.window = SendWindow()
+        self.settled: list[int] = []
+        self.exclusions: list[Exclusion] = []
+        self.answers: list[CollectorHello] = []
+        self.notes: list[dict[str, Any]] = []
+        self.changes: list[tuple[bool, str]] = []
+
+    def queue(self, packets: Iterable[bytes]) -> None:
+        """Number a block of these packets."""
+        packets = list(packets)
+        self.window.add(Kind.BLOCK, lambda sequence: packets_frame(sequence, packets))
+
+    def hello(self) -> AgentHello:
+        """This run, as of now."""
+        return replace(self._hello, first_sequence=self.window.first_sequence)
+
+    def exclude(self, exclusion: Exclusion) -> None:
+        """Remember it."""
+        self.exclusions.append(exclusion)
+
+    def resumed(self, answer: CollectorHello) -> None:
+        """Settle what the collector holds, begin again with the rest."""
+        self.answers.append(answer)
+        if answer.held_sequence is not None:
+            self.settled += [one.sequence for one in self.window.acknowledge(answer.held_sequence)]
+        self.window.rewind()
+
+    def next_frame(self) -> Pending | None:
+        """The next frame of the window."""
+        return self.window.send_next()
+
+    def acknowledged(self, sequence: int, collector_id: str, notes: dict[str, Any]) -> None:
+        """Settle."""
+        self.notes.append(notes)
+        self.settled += [one.sequence for one in self.window.acknowledge(sequence)]
+
+    def link_changed(self, connected: bool, text: str) -> None:
+        """Remember it."""
+        self.changes.append((connected, text))
+
+
+class Rig:
+    """A collector on 127.0.0.1 whose loop the test turns; `peer` connects to it."""
+
+    def __init__(self, root: Path, rotation: Rotation | None = None) -> None:
+        self.loop = Loop()
+        self.registry = Registry(DirectorySink(root, rotation or Rotation()), "collector-1", "0.1")
+        self.server = Server(self.loop, self.registry)
+        self.address = self.server.listen("127.0.0.1", 0)
+        self._peers: list[Peer] = []
+
+    def peer(self, say: bytes = b"", receive_bytes: int = 0) -> "Peer":
+        """A connected peer that has said these bytes."""
+        peer = Peer(self, receive_bytes)
+        self._peers.append(peer)
+        peer.say(say)
+        return peer
+
+    def turn(self, seconds: float = 0.0) -> None:
+        """One turn of the collector's loop."""
+        self.server.tick(self.loop.now())
+        self.loop.run_once(seconds)
+
+    def until(self, condition: Callable[[], Any], what: str = "it") -> None:
+        """Turn the loop until something holds."""
+        end = time.monotonic() + PATIENCE_SECONDS
+        while not condition():
+            assert time.monotonic() < end, f"{what} did not happen within {PATIENCE_SECONDS:.0f} s"
+            self.turn(0.002)
+
+    def report(self, agent_id: str = "vm-1") -> dict[str, Any]:
+        """What the collector's report says of one agent."""
+        found: dict[str, Any] = self.registry.report()["agents"][agent_id]
+        return found
+
+    def close(self) -> None:
+        """End everything."""
+        for peer in self._peers:
+            peer.socket.close()
+        self.server.close()
+        self.registry.close()
+        self.loop.close()
+
+
+class Peer:
+    """The other end of a rig's connection: says raw bytes, hears frames."""
+
+    def __init__(self, rig: Rig, receive_bytes: int) -> None:
+        self._rig = rig
+        self.socket = socket.socket()
+        if receive_bytes:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        self.socket.connect(rig.address)
+        self.socket.setblocking(False)
+        self._deframer = Deframer()
+        self._deframer.welcome()
+        self.heard: list[tuple[Kind, int, dict[str, Any]]] = []
+        self.is_cut_off = False
+
+    def say(self, data: bytes) -> None:
+        """Send everything, turning the collector's loop as long as it takes; a peer cut off meanwhile stops."""
+        view = memoryview(data)
+        while view and not self.is_cut_off:
+            try:
+                view = view[self.socket.send(view) :]
+            except BlockingIOError:
+                self._rig.turn(0.001)
+            except OSError:
+                self.is_cut_off = True
+
+    def hear(self) -> None:
+        """Take what has arrived."""
+        while not self.is_cut_off:
+            try:
+                count = self.socket.recv_into(self._deframer.space())
+            except BlockingIOError:
+                return
+            except OSError:
+                count = 0
+            self.is_cut_off = not count
+            self._deframer.filled(count)
+            for frame in self._deframer.frames():
+                self.heard.append((Kind(frame.kind), frame.sequence, frames.decode_json(frame)))
+
+    def wait_for(self, kind: Kind, sequence: int = 0) -> dict[str, Any]:
+        """The payload of the first frame of this kind that reaches this sequence."""
+
+        def found() -> list[dict[str, Any]]:
+            self.hear()
+            return [value for one, number, value in self.heard if one is kind and number >= sequence]
+
+        self._rig.until(found, f"a {kind.name} of at least {sequence}")
+        return found()[0]
+
+    def wait_for_end(self) -> None:
+        """Until the collector has closed the connection."""
+
+        def ended() -> bool:
+            self.hear()
+            return self.is_cut_off
+
+        self._rig.until(ended, "the end of the connection")
