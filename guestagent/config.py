@@ -5,7 +5,6 @@ win over the file.
 """
 
 import re
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -221,6 +220,8 @@ _COLLECT_KEYS: dict[str, Callable[[Any, str], Any]] = {
 
 
 def _read_toml(path: str) -> dict[str, Any]:
+    import tomllib
+
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from guestagent.capture.bpf import Instruction, compose
 from guestagent.capture.interfaces import ARPHRD_LOOPBACK, Link, describe, select
-from guestagent.capture.pcapfilter import compile_filter
 from guestagent.capture.probes import Probe, probe_packet_socket, probe_virtio
 from guestagent.capture.ring import BLOCK_BYTES, FEWEST_BLOCKS, Ring, attach_filter, open_packet_socket
 from guestagent.capture.source import Source
@@ -86,10 +85,7 @@ def open_capture(wish: Wish, exclusions: Sequence[Exclusion] = ()) -> Capture:
         probe = probe_packet_socket()
         if not probe.ok:
             raise HostError(probe.detail)
-    filters = {
-        at: compile_filter(wish.filter_expression, link.name) if wish.filter_expression else ()
-        for at, link in enumerate(links)
-    }
+    filters = _compile(wish.filter_expression, links)
     capture = Capture([], filters, dict(enumerate(links)), wish, wish.engine, probe.detail)
     programs = {at: capture.program(at, exclusions) for at in filters}
     for at, link in enumerate(links):
@@ -104,6 +100,14 @@ def open_capture(wish: Wish, exclusions: Sequence[Exclusion] = ()) -> Capture:
             log.warning("the ring engine can't run here (%s); falling back to the portable engine", error)
             capture = Capture([], filters, capture.links, wish, "portable", str(error))
     return _portable(capture, programs, blocks)
+
+
+def _compile(expression: str, links: Sequence[Link]) -> dict[int, tuple[Instruction, ...]]:
+    if not expression:
+        return dict.fromkeys(range(len(links)), ())
+    from guestagent.capture.pcapfilter import compile_filter
+
+    return {at: compile_filter(expression, link.name) for at, link in enumerate(links)}
 
 
 def _prove_swap(link: Link, program: Sequence[Instruction]) -> None:

@@ -81,6 +81,10 @@ class Tap:
             ledger.dropped_by_ring = max(0, counted.dropped - ledger.unsupported_gso)
         return total(list(self.ledgers.values()))
 
+    def by_name(self) -> dict[str, InterfaceLedger]:
+        """Every ledger by its interface's name."""
+        return {source.interface.name: self.ledgers[source.interface.id] for source in self.sources}
+
     def attach(self, program: Sequence[Instruction]) -> None:
         """Swap the filter of every source."""
         for source in self.sources:

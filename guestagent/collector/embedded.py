@@ -1,7 +1,6 @@
 """The collector inside the agent, for `--to dir:PATH`: a registry over a directory, without sockets."""
 
 from pathlib import Path
-from typing import Protocol
 
 from guestagent import __version__
 from guestagent.collector.registry import Registry
@@ -10,19 +9,11 @@ from guestagent.collector.sinks.directory import DirectorySink, Rotation
 from guestagent.tapstream.hello import AgentHello, CollectorHello
 
 
-class Files(Protocol):
-    """What the agent's config says of rotation."""
-
-    rotate_bytes: int
-    rotate_seconds: float
-    retain_bytes: int
-
-
 class EmbeddedCollector:
     """One run into one directory."""
 
-    def __init__(self, path: str, files: Files) -> None:
-        rotation = Rotation(files.rotate_bytes, files.rotate_seconds, files.retain_bytes)
+    def __init__(self, path: str, rotate_bytes: int, rotate_seconds: float, retain_bytes: int) -> None:
+        rotation = Rotation(rotate_bytes, rotate_seconds, retain_bytes)
         self._registry = Registry(DirectorySink(Path(path), rotation), "embedded", __version__)
         self._run: Run | None = None
 

@@ -9,12 +9,13 @@ import socket
 from typing import Any
 
 from guestagent.capture.block import LAYOUTS, MalformedBlock
+from guestagent.collector.connection import Connection, open_listener
 from guestagent.collector.registry import Agent, Registry
 from guestagent.collector.run import Run
 from guestagent.errors import ConfigError, GuestagentError
 from guestagent.loop import READABLE, WRITABLE, Loop
 from guestagent.tapstream import frames
-from guestagent.tapstream.frames import Deframer, Frame, Kind, ProtocolError
+from guestagent.tapstream.frames import Frame, Kind, ProtocolError
 from guestagent.tapstream.hello import decode_agent_hello, encode_collector_hello
 
 log = logging.getLogger("guestagent.collector")
@@ -31,24 +32,6 @@ RETRY_SECONDS = 0.05
 """How soon a full disk or a slow reader is tried again."""
 KEEPALIVE_SECONDS = 1.0
 """While the sink is blocked, ACKs without progress tell the agent that we live, and why we wait."""
-_LISTEN_BACKLOG = 512
-
-
-class Connection:
-    """One peer: a stranger until its hello, then the bearer of a run."""
-
-    def __init__(self, sock: socket.socket, peer: str, now: float) -> None:
-        self.socket, self.peer = sock, peer
-        self.deframer = Deframer()
-        self.run: Run | None = None
-        self.unsent = b""
-        self.born_at = self.heard_at = self.acked_at = now
-        self.waits_for_sink = False
-        self.is_finished = False
-
-    def fileno(self) -> int:
-        """The socket's descriptor."""
-        return self.socket.fileno()
 
 
 class Server:
@@ -64,7 +47,7 @@ class Server:
     def listen(self, host: str, port: int) -> tuple[str, int]:
         """Open a listener; the address it got. Raises ConfigError where the port is taken or the address not ours."""
         try:
-            listener = _open_listener(host, port)
+            listener = open_listener(host, port)
         except OSError as error:
             reason = error.strerror or error
             raise ConfigError(f"can't listen on {host or '*'}:{port}: {reason}; choose another --listen") from error
@@ -301,13 +284,3 @@ class Server:
     def status(self) -> dict[str, Any]:
         """What `guestagent status` shows of a collector."""
         return {"connections": len(self.connections), "refused": self.refused, **self._registry.report()}
-
-
-def _open_listener(host: str, port: int) -> socket.socket:
-    """A listener on one address, or on all of both families where no host is named."""
-    if not host and socket.has_dualstack_ipv6():
-        return socket.create_server(("", port), family=socket.AF_INET6, backlog=_LISTEN_BACKLOG, dualstack_ipv6=True)
-    family, _, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-        0
-    ]
-    return socket.create_server(address[:2], family=family, backlog=_LISTEN_BACKLOG)

@@ -223,7 +223,8 @@ class StreamLink:
         while budget > 0:
             if self._sending is None and (self._socket is None or not self._load()):
                 return False
-            assert self._sending is not None and self._socket is not None
+            assert self._sending is not None
+            assert self._socket is not None
             try:
                 count = self._socket.send(self._sending)
             except BlockingIOError:

@@ -21,7 +21,7 @@ def directory() -> Path:
         return Path(given.split(":")[0])
     if os.geteuid() == 0:
         return Path("/run/guestagent")
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/guestagent-{os.geteuid()}") / "guestagent"  # noqa: S108
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/guestagent-{os.geteuid()}") / "guestagent"
 
 
 class StatusSocket:

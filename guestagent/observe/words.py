@@ -21,11 +21,9 @@ def scaled(value: float, unit: str) -> str:
 
 def ledger_sentence(ledger: dict[str, Any]) -> str:
     """The ledger in one line; losses only where there are some."""
-    parts = [f"captured {ledger['captured']:,}", f"delivered {ledger['delivered']:,}"]
-    for key in ("capped", "dropped_by_ring", "unsupported_gso", "lost_on_link", "in_flight"):
-        if ledger.get(key):
-            parts.append(f"{key.replace('_', ' ')} {ledger[key]:,}")
-    return ", ".join(parts)
+    losses = ("capped", "dropped_by_ring", "unsupported_gso", "lost_on_link", "in_flight")
+    keys = ["captured", "delivered", *(key for key in losses if ledger.get(key))]
+    return ", ".join(f"{key.replace('_', ' ')} {ledger[key]:,}" for key in keys)
 
 
 class LiveLine:

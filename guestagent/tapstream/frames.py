@@ -146,7 +146,7 @@ class Deframer:
     def space(self) -> memoryview:
         """Where the next bytes of the peer go; never empty."""
         wanted = self._needed_bytes()
-        if self._start and len(self._buffer) - self._start < wanted or self._end == len(self._buffer):
+        if (self._start and len(self._buffer) - self._start < wanted) or self._end == len(self._buffer):
             kept = bytes(memoryview(self._buffer)[self._start : self._end])
             size = max(wanted, len(kept) + self.FIRST_BYTES)
             if size > len(self._buffer):

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from guestagent.model import LINK_TYPE_ETHERNET, Interface
-from guestagent.tapstream.frames import ProtocolError
+from guestagent.tapstream.frames import ProtocolError, printable
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -18,6 +18,8 @@ MOST_INTERFACES = 64
 MOST_ADDRESSES = 64
 MOST_TEXT_CHARACTERS = 256
 _MOST_INTEGER = 2**63 - 1
+_MOST_SPEED_MBIT = 2**32 - 1
+"""The pcapng option wants bit/s in 64 bits."""
 
 
 def is_name(text: str) -> bool:
@@ -54,15 +56,16 @@ class CollectorHello:
     unsupported_gso: dict[int, int]
 
 
-def _field(value: dict[str, Any], key: str, kind: type, where: str) -> Any:
+def _field(value: dict[str, Any], key: str, kind: type, where: str, least: int = 0, most: int = _MOST_INTEGER) -> Any:
+    """A whole number in its range, or a text that is fit to be shown and encoded: the rest of it is escaped."""
     found: Any = value.get(key)
     if type(found) is not kind:
         raise ProtocolError(f"{where}: {key} is {'missing' if found is None else 'no ' + kind.__name__}")
-    if kind is int and not 0 <= found <= _MOST_INTEGER:
+    if kind is int and not least <= found <= most:
         raise ProtocolError(f"{where}: {key} is out of range")
     if kind is str and len(found) > MOST_TEXT_CHARACTERS:
         raise ProtocolError(f"{where}: {key} is longer than {MOST_TEXT_CHARACTERS} characters")
-    return found
+    return printable(found) if kind is str else found
 
 
 def _name(value: dict[str, Any], key: str, where: str) -> str:
@@ -103,7 +106,7 @@ def decode_interface(value: Any) -> Interface:
         mac=mac,
         mtu=_field(value, "mtu", int, where),
         addresses=tuple(addresses),
-        speed_mbit=_field(value, "speed_mbit", int, where),
+        speed_mbit=_field(value, "speed_mbit", int, where, most=_MOST_SPEED_MBIT),
     )
 
 
@@ -133,7 +136,7 @@ def decode_agent_hello(value: dict[str, Any], layouts: tuple[str, ...]) -> Agent
         layout=layout,
         ring_bytes=_field(value, "ring_bytes", int, "hello"),
         started_ns=_field(value, "started_ns", int, "hello"),
-        first_sequence=_field(value, "first_sequence", int, "hello"),
+        first_sequence=_field(value, "first_sequence", int, "hello", least=1),
         interfaces=tuple(decode_interface(one) for one in interfaces),
         cloud=_field(value, "cloud", str, "hello"),
     )

@@ -52,7 +52,7 @@ class SendWindow:
         self.next_sequence += 1
 
     def add_report(self, report: dict[str, Any]) -> None:
-        """Queue a REPORT, or renew the last one where MOST_REPORTS wait; skip it where that one is already on its way."""
+        """Queue a REPORT; where MOST_REPORTS wait, renew the last one, unless that is already on its way."""
         waiting = [one for one in self._frames if one.kind == Kind.REPORT]
         if len(waiting) < MOST_REPORTS:
             self.add(Kind.REPORT, lambda sequence: encode_json(Kind.REPORT, report, sequence=sequence))

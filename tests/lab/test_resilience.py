@@ -82,7 +82,7 @@ def test_an_unacknowledged_block_costs_no_cpu(rig: Rig, pair: tuple[Host, Host])
 
 
 def test_a_stopped_collector_leaves_memory_and_application_alone(rig: Rig, pair: tuple[Host, Host]) -> None:
-    """SIGSTOP of the collector under load: memory fixed, the ring's drops counted, the application served, then whole."""
+    """SIGSTOP of the collector under load: memory fixed, drops counted, the application served, then whole again."""
     vm, peer = pair
     collector, agent = rig.collect(peer), rig.agent(vm, "--ring", "8MiB")
     sink = peer.start(udp_sink, 9000, idle_seconds=3.0)

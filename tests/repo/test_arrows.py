@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # desk
     "agent": EVERYTHING,
     "check": EVERYTHING,
+    "desk": WORDS | {"capture", "identity", "tapstream"},
     "cli": EVERYTHING,
     "demo": EVERYTHING,
     "__main__": EVERYTHING,

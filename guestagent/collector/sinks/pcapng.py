@@ -7,7 +7,7 @@ Our own blocks have a type of the range that the draft reserves for local use (t
 skip. Custom blocks (0x00000BAD) are the other way, but Wireshark 4.0 lists each as a packet of its own.
 
     mark     "gaM1", run_id (16 bytes), sequence u64, offset of this block in its file u64, interfaces described in the
-             file so far u32, 0 u32; then for each interface of the run: id u16, index in the file u16, 0 u32,
+             file so far u32, 0 u32; then for each interface of the run: id u16, 0 u16, index in the file u32,
              stale records u64, packets written u64
     report   "gaR1", run_id (16 bytes), JSON of a REPORT frame
 
@@ -40,7 +40,7 @@ BLOCK_HEAD = Struct("<II")
 LEAST_BLOCK_BYTES = 12
 OURS_HEAD = Struct("<4s16s")
 MARK_PLACE = Struct("<QQI4x")
-MARK_INTERFACE = Struct("<HH4xQQ")
+MARK_INTERFACE = Struct("<H2xIQQ")
 
 OPTION_END, OPTION_COMMENT = 0, 1
 _SECTION_USER_APPLICATION, _SECTION_OS = 4, 3
@@ -54,12 +54,13 @@ _PACKET_HEAD = Struct("<IIIIIII")
 _PACKET_FIXED_BYTES = _PACKET_HEAD.size + 12 + 4
 """Head, the flags option with its end, the trailing length."""
 _LENGTH = Struct("<I")
+_MOST_LENGTH = 0xFFFFFFFF
 _VLAN_TAG = Struct(">HH")
 _MAC_ADDRESSES_BYTES = 12
 _ETHERTYPE_VLAN = 0x8100
 
 _DIRECTION = {0: 0b00101, 1: 0b01101, 2: 0b01001, 3: 0b10001, 4: 0b00010}
-"""epb_flags by sockaddr_ll packet type: bits 0-1 inbound or outbound, bits 2-4 unicast, multicast, broadcast, foreign."""
+"""epb_flags by sockaddr_ll packet type: bits 0-1 say inbound or outbound, bits 2-4 unicast, multicast and so on."""
 _TAILS = [
     [bytes(pad) + Struct("<HHIHH").pack(2, 4, _DIRECTION.get(kind, 0), OPTION_END, 0) for pad in range(4)]
     for kind in range(256)
@@ -154,10 +155,10 @@ class PacketEncoder:
             if record is None:
                 stale += 1
                 continue
-            time_ns, captured, original, status, start, stop, tci, tpid, kind = record
+            time_ns, captured, original, status, start, stop, _, _, kind = record
             if status & needs_care:
                 frame = self._finished(records, record)
-                original += len(frame) - captured
+                original = min(original + len(frame) - captured, _MOST_LENGTH)
                 captured = len(frame)
             else:
                 frame = records[start:stop]

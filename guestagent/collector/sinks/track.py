@@ -6,7 +6,7 @@ All tracks of a shared file write through one output; in a directory each has it
 
 import mmap
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 

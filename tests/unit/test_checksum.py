@@ -1,0 +1,84 @@
+"""Checksums that the kernel left to the card: completed as scapy computes them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scapy.layers.inet import IP, TCP, UDP, in4_chksum
+from scapy.layers.inet6 import IPv6, in6_chksum
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet, Raw
+
+from guestagent.encap.checksum import complete
+
+NETWORKS = {4: IP(src="10.0.0.1", dst="10.0.0.9"), 6: IPv6(src="fd00::1", dst="fd00::9")}
+TRANSPORTS = {"tcp": (TCP(sport=40000, dport=443, seq=7), 16), "udp": (UDP(sport=40000, dport=53), 6)}
+
+
+def partial(version: int, transport: str, payload: bytes) -> tuple[bytes, int, int, bytes]:
+    """(frame as the kernel hands it over, csum_start, csum_offset, the same frame with scapy's checksum)."""
+    header, csum_offset = TRANSPORTS[transport]
+    packet: Packet = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / NETWORKS[version] / header / Raw(payload)
+    whole = bytes(packet)
+    csum_start = 14 + (20 if version == 4 else 40)
+    length = len(whole) - csum_start
+    protocol = 6 if transport == "tcp" else 17
+    # The one's complement of a checksum over no data is the pseudo header's sum.
+    inner = Ether(whole)[1]
+    nothing = in4_chksum(protocol, inner, bytes(length)) if version == 4 else in6_chksum(protocol, inner, bytes(length))
+    place = csum_start + csum_offset
+    frame = bytearray(whole)
+    frame[place : place + 2] = (~nothing & 0xFFFF).to_bytes(2, "big")
+    return bytes(frame), csum_start, csum_offset, whole
+
+
+@pytest.mark.parametrize("version", NETWORKS)
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@given(payload=st.binary(max_size=70))
+def test_completed_as_scapy_does(version: int, transport: str, payload: bytes) -> None:
+    """TCP and UDP over IPv4 and IPv6, of odd and even length, get the checksum that scapy computes."""
+    frame, start, offset, whole = partial(version, transport, payload)
+    completed = bytearray(frame)
+
+    assert complete(completed, start, offset)
+    assert whole == bytes(completed)
+
+
+@pytest.mark.parametrize("version", NETWORKS)
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("size", [0, 1, 2, 1459, 1460, 65_000, 65_001])
+def test_sizes_up_to_a_super_packet(version: int, transport: str, size: int) -> None:
+    """Payloads of every parity, up to the 64 KB of a super-packet, agree with scapy."""
+    frame, start, offset, whole = partial(version, transport, bytes(at & 0xFF for at in range(size)))
+    completed = bytearray(frame)
+
+    assert complete(completed, start, offset)
+    assert whole == bytes(completed)
+
+
+@given(st.binary(max_size=120), st.integers(0, 0xFFFF), st.integers(0, 0xFFFF))
+def test_a_place_outside_the_frame_changes_nothing(data: bytes, start: int, offset: int) -> None:
+    """Whatever the virtio header says, the length stays, and False means that no byte was touched."""
+    frame = bytearray(data)
+
+    assert (start + offset + 2 <= len(data)) == complete(frame, start, offset)
+    assert len(data) == len(frame)
+    if start + offset + 2 > len(data):
+        assert data == bytes(frame)
+
+
+def ones_complement_sum(data: bytes) -> int:
+    """RFC 1071: the sum of the 16-bit words, the last one padded with a zero byte, carries added back."""
+    total = sum(int.from_bytes(data[at : at + 2].ljust(2, b"\0"), "big") for at in range(0, len(data), 2))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+@given(st.binary(min_size=2, max_size=120))
+def test_the_complement_of_the_sum_is_filled_in(data: bytes) -> None:
+    """What is filled in is RFC 1071's complement of everything from the start on, and zero is sent as 0xffff."""
+    frame = bytearray(data)
+
+    assert complete(frame, 0, 0)
+    assert (~ones_complement_sum(data) & 0xFFFF or 0xFFFF) == int.from_bytes(frame[:2], "big")
+    assert data[2:] == bytes(frame[2:])
