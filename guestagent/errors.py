@@ -29,6 +29,10 @@ class HostError(GuestagentError):
     exit_code = 3
 
 
+class PrivilegeError(HostError):
+    """This process may not do what it has to; another way would need the same privilege."""
+
+
 class PeerError(GuestagentError):
     """The other end broke the protocol or refused."""
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from guestagent.capture.bpf import Instruction, compose
 from guestagent.capture.interfaces import ARPHRD_LOOPBACK, Link, describe, select
-from guestagent.capture.probes import Probe, probe_packet_socket, probe_virtio
-from guestagent.capture.ring import BLOCK_BYTES, FEWEST_BLOCKS, Ring, attach_filter, open_packet_socket
+from guestagent.capture.probes import probe_virtio
+from guestagent.capture.ring import BLOCK_BYTES, FEWEST_BLOCKS, Ring
 from guestagent.capture.source import Source
-from guestagent.errors import ConfigError, HostError
+from guestagent.errors import ConfigError, HostError, PrivilegeError
 from guestagent.model import Exclusion
 
 log = logging.getLogger("guestagent.capture")
@@ -79,23 +79,15 @@ def open_capture(wish: Wish, exclusions: Sequence[Exclusion] = ()) -> Capture:
     import psutil
 
     links = select(wish.interfaces)
-    if wish.engine == "portable":
-        probe = Probe("engine", True, "asked for")
-    else:
-        probe = probe_packet_socket()
-        if not probe.ok:
-            raise HostError(probe.detail)
     filters = _compile(wish.filter_expression, links)
-    capture = Capture([], filters, dict(enumerate(links)), wish, wish.engine, probe.detail)
+    capture = Capture([], filters, dict(enumerate(links)), wish, wish.engine, "asked for")
     programs = {at: capture.program(at, exclusions) for at in filters}
-    for at, link in enumerate(links):
-        _prove_swap(link, programs[at])
     blocks = ring_blocks(wish.ring_bytes, len(links), psutil.virtual_memory().available)
     if wish.engine != "portable":
         try:
             return _with_rings(capture, programs, blocks)
         except HostError as error:
-            if wish.engine == "ring":
+            if wish.engine == "ring" or isinstance(error, PrivilegeError):
                 raise
             log.warning("the ring engine can't run here (%s); falling back to the portable engine", error)
             capture = Capture([], filters, capture.links, wish, "portable", str(error))
@@ -108,13 +100,6 @@ def _compile(expression: str, links: Sequence[Link]) -> dict[int, tuple[Instruct
     from guestagent.capture.pcapfilter import compile_filter
 
     return {at: compile_filter(expression, link.name) for at, link in enumerate(links)}
-
-
-def _prove_swap(link: Link, program: Sequence[Instruction]) -> None:
-    """A filter is swapped while the old one is held: both must fit net.core.optmem_max. Raises ConfigError if not."""
-    with open_packet_socket(link.name) as proof:
-        attach_filter(proof, program)
-        attach_filter(proof, program)
 
 
 def _with_rings(capture: Capture, programs: dict[int, tuple[Instruction, ...]], blocks: int) -> Capture:

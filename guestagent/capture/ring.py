@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from guestagent.capture.block import BLOCK_HEADER, BLOCK_STATUS_OFFSET_BYTES, LAYOUT_PLAIN, LAYOUT_VIRTIO
 from guestagent.capture.bpf import Instruction, encode
 from guestagent.capture.source import PRIVATE_BYTES, RetiredBlock, Statistics
-from guestagent.errors import ConfigError, HostError
+from guestagent.errors import ConfigError, HostError, PrivilegeError
 from guestagent.model import Interface
 
 BLOCK_BYTES = 256 * 1024
@@ -83,10 +83,12 @@ class Ring:
             raise
 
     def _setup(self, program: Sequence[Instruction], virtio: bool, promiscuous: bool, retire_ms: int) -> None:
+        # Twice: a filter is swapped while the old one is held, and both must fit net.core.optmem_max.
+        attach_filter(self._socket, program)
         attach_filter(self._socket, program)
         self._socket.setsockopt(_SOL_PACKET, _PACKET_VERSION, _TPACKET_V3)
         if virtio:
-            self._socket.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
+            describe_super_packets(self._socket)
         frames = self.capacity_bytes // _FRAME_BYTES
         request = struct.pack(
             "@7I", self._block_bytes, self.block_count, _FRAME_BYTES, frames, retire_ms, PRIVATE_BYTES, 0
@@ -109,7 +111,7 @@ class Ring:
     def bind(self, index: int) -> None:
         """Begin, or begin again after the device was made anew, to see the interface's packets."""
         self.index = index
-        self._socket.bind((self.interface.name, _ETH_P_ALL))
+        bind(self._socket, self.interface.name)
 
     def fileno(self) -> int:
         """The socket's descriptor."""
@@ -183,11 +185,21 @@ def open_packet_socket(name: str) -> socket.socket:
     try:
         return socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
     except PermissionError:
-        raise HostError(
+        raise PrivilegeError(
             f"capturing on {name} needs the capability CAP_NET_RAW: run as root or grant it to the service"
         ) from None
     except OSError as error:
         raise HostError(f"this kernel offers no packet sockets: {error.strerror}") from error
+
+
+def describe_super_packets(sock: socket.socket) -> None:
+    """Ask for a virtio header in front of each frame (PACKET_VNET_HDR); before the ring is made."""
+    sock.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
+
+
+def bind(sock: socket.socket, name: str) -> None:
+    """Begin to see an interface's packets."""
+    sock.bind((name, _ETH_P_ALL))
 
 
 def attach_filter(sock: socket.socket, program: Sequence[Instruction]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from guestagent.demo.page import page
 from guestagent.demo.stage import Stage
-from guestagent.errors import ConfigError, RunError
+from guestagent.errors import ConfigError, GuestagentError, RunError
 from guestagent.lab.hosts import Lab
 
 MOST_SECONDS = 600.0
@@ -37,6 +37,10 @@ def demo(seconds: float) -> int:
             stage.discard()
             sys.stderr.write("guestagent: the demo was interrupted; hosts, processes and its capture are gone\n")
             return INTERRUPTED
+        except GuestagentError:
+            if not stage.has_daemons:  # else the logs say more
+                stage.discard()
+            raise
         finally:
             stage.steps.clear()
     sys.stdout.writelines(f"{line}\n" for line in page(outcome, here))

@@ -124,7 +124,7 @@ class _Daemon:
     def _failure(self, what: str) -> GuestagentError:
         last = (self._log.read_text(errors="replace").splitlines() or ["it said nothing"])[-1]
         kind = HostError if self.process.returncode == HostError.exit_code else RunError
-        return kind(f"the {self.role} {what}: {last.removeprefix('guestagent: ')}")
+        return kind(f"the {self.role} {what} ({self._log}): {last.removeprefix('guestagent: ')}")
 
 
 class Stage:
@@ -185,11 +185,17 @@ class Stage:
         except RunError as error:
             raise RunError(f"the demo's own traffic failed: {str(error).splitlines()[-1]}") from error
 
+    @property
+    def has_daemons(self) -> bool:
+        """Whether anything of ours was started that writes."""
+        return bool(self._daemons)
+
     def discard(self) -> None:
         """After an interruption nobody needs half a capture, or daemons that drain."""
         self.steps.clear()
         for daemon in self._daemons:
             daemon.process.kill()
+            daemon.process.wait()
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
             with suppress(OSError):  # captures of earlier demos stay

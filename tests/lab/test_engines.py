@@ -262,6 +262,18 @@ def test_the_books_close_under_a_flood(kind: str, pair: tuple[Host, Host]) -> No
     assert seen == [frame for frame in frames if frame in kept]
 
 
+def test_what_waits_unseen_is_handed_over(kind: str, pair: tuple[Host, Host]) -> None:
+    """Frames that came while the reader was busy are all handed over once it looks, though no further frame comes."""
+    agent, peer = pair
+    frames = numbered(2500, 60)
+    with capturing(agent, kind, block_count=8 * FEWEST_BLOCKS) as tap:
+        peer.call(inject, "eth0", frames)
+        seen = tap.collect()
+        statistics = tap.statistics()
+
+    assert len(frames) == statistics.captured == len(seen) + statistics.dropped
+
+
 def test_unreleased_blocks_are_bounded(kind: str, pair: tuple[Host, Host]) -> None:
     """With no block given back, as many as were asked for are lent and the rest is dropped and counted; what waits
     meanwhile wakes nobody, and the capture goes on once they are back."""

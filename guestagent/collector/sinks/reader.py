@@ -106,7 +106,8 @@ def _last_mark(data: "Buffer | mmap.mmap") -> int:
     while (magic := raw.rfind(pcapng.MARK_MAGIC, 0, end)) > 0:
         start = magic - pcapng.BLOCK_HEAD.size
         tail = raw[max(0, start) : start + _MOST_MARK_BYTES]
-        if start >= 0 and _note_mark(Recovered(), tail, 0, min(len(tail), _WORD.unpack_from(tail, 4)[0]), start):
+        kind, _, stop = next(blocks(tail), (0, 0, 0))
+        if start >= 0 and kind == pcapng.OURS and _note_mark(Recovered(), tail, 0, stop, start):
             return start
         end = magic
     return 0

@@ -1,0 +1,340 @@
+"""A collector killed at any byte of any write goes on without losing or repeating a packet."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guestagent.collector.registry import Registry
+from guestagent.collector.sinks import output, pcapng, reader
+from guestagent.collector.sinks.directory import DirectorySink, Rotation
+from guestagent.collector.sinks.shared import SharedSink, single_file
+from guestagent.errors import ConfigError
+from guestagent.tapstream import frames
+from guestagent.tapstream.frames import Kind
+from guestagent.tapstream.hello import AgentHello, encode_interface
+from tests.fakes import RUN_ID, agent_hello, block_frame, interface, packets_frame, parsed, run_of_records
+
+Sink = DirectorySink | SharedSink
+OTHER_RUN = "fedcba9876543210" * 2
+INFO_SEQUENCE = 5
+STRIDE = 3
+"""Every third byte: blocks are aligned to four, so each place within a word is met; all bytes take three times as long."""
+A_MARK = pcapng.mark(bytes.fromhex(RUN_ID), 99, 1000, 1, [(0, 0, 0, 5)])
+
+
+class Killed(BaseException):
+    """kill -9, in the middle of a write."""
+
+
+@contextmanager
+def killed_after(budget: int) -> Iterator[list[int]]:
+    """Let so many bytes reach the disk, then end as kill -9 does; the list counts what was written."""
+    real = os.writev
+    left = [budget]
+
+    def writev(descriptor: int, batch: Sequence[bytes]) -> int:
+        whole = b"".join(batch)
+        if len(whole) > left[0]:
+            os.write(descriptor, whole[: left[0]])
+            left[0] = 0
+            raise Killed
+        left[0] -= len(whole)
+        return real(descriptor, batch)
+
+    with mock.patch.object(output.os, "writev", writev):
+        yield left
+
+
+@dataclass
+class Agent:
+    """An agent with all its frames: what it sends again is what nobody acknowledged."""
+
+    hello: AgentHello
+    script: list[bytes]
+    acked: int = 0
+    sent: int = 0
+
+    @property
+    def hello_now(self) -> AgentHello:
+        """As it greets now: an interface of which it has told is one of its interfaces."""
+        interfaces = (interface(), interface(1, "eth1"))[: 2 if self.sent >= INFO_SEQUENCE else 1]
+        return replace(self.hello, first_sequence=self.acked + 1, interfaces=interfaces)
+
+
+def script(seed: int = 0, packet_bytes: int = 20) -> list[bytes]:
+    """Frames of every kind: blocks with and without stale records, reports, an interface that comes later."""
+    body = bytes(packet_bytes)
+
+    def packets(*names: int) -> list[bytes]:
+        return [seed.to_bytes(1, "big") + name.to_bytes(2, "big") + body for name in names]
+
+    stale, count = run_of_records(packets(80, 81), status=0)
+    return [
+        packets_frame(1, packets(1, 2)),
+        frames.encode_json(Kind.REPORT, {"interfaces": {"0": {"captured": 2}}}, sequence=2),
+        packets_frame(3, packets(3)),
+        block_frame(4, stale, count),
+        frames.encode_json(Kind.INFO, encode_interface(interface(1, "eth1")), sequence=5),
+        packets_frame(6, packets(4), interface_id=1),
+        packets_frame(7, [A_MARK]),
+        packets_frame(8, packets(5, 6)),
+        packets_frame(9, packets(7), interface_id=1),
+    ]
+
+
+def expected_packets(*scripts: list[bytes]) -> list[bytes]:
+    """The frames of all blocks, which are good in all but one."""
+    found = []
+    for one in scripts:
+        for data in one:
+            frame = parsed(data)
+            if frame.kind == Kind.BLOCK and frame.sequence != 4:
+                count, records = frames.decode_block(frame)
+                found += [bytes(records[r[4] : r[5]]) for r in pcapng.walk(records, count) if r]
+    return sorted(found)
+
+
+def written_packets(root: Path) -> list[bytes]:
+    """Every packet of every file below."""
+    return sorted(
+        bytes(row[-1]) for path in root.rglob("*.pcapng") for row in reader.packets(path.read_bytes())
+    )
+
+
+def serve(sink: Sink, agents: Sequence[Agent], last: int | None = None) -> Registry:
+    """Greet all agents, take their frames in turns, each flushed and acknowledged; up to the sequence `last`."""
+    registry = Registry(sink, "collector-1", "0.1")
+    runs = []
+    for agent in agents:
+        run, answer = registry.open(agent.hello_now)
+        held = answer.held_sequence
+        assert held is None or held >= agent.acked, "the collector forgot what it had acknowledged"
+        agent.acked = agent.acked if held is None else held
+        runs.append(run)
+    for sequence in range(1, 1 + max(len(agent.script) for agent in agents)):
+        for agent, run in zip(agents, runs, strict=True):
+            if agent.acked < sequence <= len(agent.script) and (last is None or sequence <= last):
+                agent.sent = max(agent.sent, sequence)
+                run.frame(parsed(agent.script[sequence - 1]), 0.0)
+                if run.flush(0.0):
+                    agent.acked = run.place.held_sequence
+                assert 0 == run.place.gaps == run.place.duplicates
+    return registry
+
+
+def abandon(sink: Sink) -> None:
+    """What the kernel does with a killed process's descriptors."""
+    outputs = [track.output for track in sink._tracks] if isinstance(sink, DirectorySink) else [sink._output]
+    for one in outputs:
+        os.close(one._descriptor)
+    if isinstance(sink, DirectorySink):
+        os.close(sink._lock)
+
+
+def crash_and_resume(open_sink: Callable[[], Sink], agents: Sequence[Agent], budget: int) -> bool:
+    """Serve until killed after so many bytes, then serve the rest with a new process; True where it was killed."""
+    sink = None
+    try:
+        with killed_after(budget):
+            sink = open_sink()
+            serve(sink, agents)
+    except Killed:
+        pass
+    assert sink is not None
+    abandon(sink)
+    was_killed = any(agent.acked < len(agent.script) for agent in agents)
+    again = open_sink()
+    registry = serve(again, agents)
+    assert all(len(agent.script) == agent.acked for agent in agents)
+    registry.close()
+    return was_killed
+
+
+def check_whole(path: Path) -> None:
+    """Every byte belongs to a whole block, and every packet stands before a mark of its run."""
+    data = path.read_bytes()
+    stop = 0
+    for _, _, stop in reader.blocks(data):
+        pass
+    assert len(data) == stop
+    assert len(data) == reader.recover(data, from_last_mark=False).whole_bytes
+
+
+def agents_of(number: int) -> list[Agent]:
+    """One or two agents."""
+    hellos = [agent_hello(), agent_hello(OTHER_RUN, agent_id="vm-2")]
+    return [Agent(hello, script(at)) for at, hello in enumerate(hellos[:number])]
+
+
+def bytes_of(open_sink: Callable[[], Sink], number: int) -> int:
+    """How many bytes a run without a crash writes."""
+    with killed_after(1 << 30) as left:
+        sink = open_sink()
+        serve(sink, agents_of(number))
+    abandon(sink)
+    return (1 << 30) - left[0]
+
+
+@pytest.mark.parametrize("rotate_bytes", [0, 700])
+def test_a_directory_after_a_kill(tmp_path: Path, rotate_bytes: int) -> None:
+    """Killed after any number of bytes, with and without files changing: each packet is in the files exactly once."""
+    rotation = Rotation(rotate_bytes=rotate_bytes)
+    total = bytes_of(lambda: DirectorySink(tmp_path / "whole", rotation), 1)
+    assert expected_packets(script()) == written_packets(tmp_path / "whole")
+    for budget in range(0, total, STRIDE):
+        root = tmp_path / str(budget)
+        agents = agents_of(1)
+        assert crash_and_resume(lambda root=root: DirectorySink(root, rotation), agents, budget)
+        assert expected_packets(script()) == written_packets(root), f"killed after {budget} of {total} bytes"
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_single_file_after_a_kill(tmp_path: Path, number: int) -> None:
+    """A file of one or several runs, killed at any byte behind its section header, ends whole with every packet once."""
+    total = bytes_of(lambda: single_file(tmp_path / "whole.pcapng"), number)
+    section = next(reader.blocks((tmp_path / "whole.pcapng").read_bytes()))[2]
+    wanted = expected_packets(*(script(at) for at in range(number)))
+    for budget in range(section, total, STRIDE):
+        path = tmp_path / str(budget) / "all.pcapng"
+        assert crash_and_resume(lambda path=path: single_file(path), agents_of(number), budget)
+        assert wanted == written_packets(path.parent), f"killed after {budget} of {total} bytes"
+        check_whole(path)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(0, 2500), min_size=1, max_size=5), st.sampled_from([0, 400, 900]))
+def test_several_kills(budgets: list[int], rotate_bytes: int) -> None:
+    """A collector that is killed again and again still ends with each packet once, and stale records counted once."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        agents = agents_of(2)
+        for budget in budgets:
+            sink = None
+            try:
+                with killed_after(budget):
+                    sink = DirectorySink(root, Rotation(rotate_bytes=rotate_bytes))
+                    serve(sink, agents)
+            except Killed:
+                pass
+            assert sink is not None
+            abandon(sink)
+        registry = serve(DirectorySink(root, Rotation(rotate_bytes=rotate_bytes)), agents)
+        stale = [registry.report()["agents"][agent.hello.agent_id]["unsupported_gso"] for agent in agents]
+        registry.close()
+
+        assert expected_packets(script(0), script(1)) == written_packets(root)
+        assert [2, 2] == stale
+
+
+def test_every_cut_is_whole_up_to_a_border(tmp_path: Path) -> None:
+    """Of a file cut anywhere, both ways to recover agree: whole to a block's border, packets marked, sequence right."""
+    path = tmp_path / "all.pcapng"
+    registry = serve(single_file(path), agents_of(1))
+    data = path.read_bytes()
+    borders, marks, packets, last = {0}, {}, {}, 0
+    for kind, start, stop in reader.blocks(data):
+        borders.add(stop)
+        if kind == pcapng.OURS and data[start + 8 : start + 12] == pcapng.MARK_MAGIC:
+            last = int.from_bytes(data[start + 28 : start + 36], "little")
+            marks[stop] = last
+        packets[stop] = sum(1 for _ in reader.packets(data[:stop]))
+    for cut in range(len(data) + 1):
+        walked = reader.recover(data[:cut], from_last_mark=False)
+        assert walked == reader.recover(data[:cut], from_last_mark=True), f"cut at {cut}"
+        assert walked.whole_bytes in borders
+        assert walked.whole_bytes <= cut
+        held = max((sequence for stop, sequence in marks.items() if stop <= cut), default=None)
+        assert held == (walked.runs[bytes.fromhex(RUN_ID)].sequence if walked.runs else None)
+        marked = max((stop for stop in marks if stop <= walked.whole_bytes), default=0)
+        assert packets.get(walked.whole_bytes, 0) == packets.get(marked, 0)
+    registry.close()
+
+
+@given(st.binary(max_size=300), st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=5))
+def test_damaged_files_are_read_without_surprise(junk: bytes, changes: list[tuple[int, int]]) -> None:
+    """A file of ours with any bytes changed or appended is recovered up to somewhere; no error, nothing beyond it."""
+    data = bytearray(WHOLE + junk)
+    for at, value in changes:
+        data[at % len(data)] = value
+    for from_last_mark in (False, True):
+        found = reader.recover(bytes(data), from_last_mark=from_last_mark)
+        assert 0 <= found.whole_bytes <= len(data)
+    list(reader.packets(bytes(data)))
+    reader.is_ours(bytes(data))
+
+
+def _whole_file() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "all.pcapng"
+        serve(single_file(path), agents_of(1)).close()
+        return path.read_bytes()
+
+
+WHOLE = _whole_file()
+
+
+@pytest.mark.parametrize("copies", [1, 50])
+def test_a_picture_of_a_mark_in_a_packet_is_no_mark(tmp_path: Path, copies: int) -> None:
+    """Someone who transfers one of our files through the tap can't move the place where a capture is resumed."""
+    sink = DirectorySink(tmp_path, Rotation())
+    serve(sink, agents_of(1))
+    (path,) = tmp_path.rglob("*.pcapng")
+    data = path.read_bytes() + pcapng.block(pcapng.PACKET, bytes(20) + WHOLE + A_MARK * copies)
+    abandon(sink)
+    for cut in (len(data), len(data) - 5, len(data) - 100):
+        found = reader.recover(data[:cut], from_last_mark=True)
+        assert 9 == found.runs[bytes.fromhex(RUN_ID)].sequence
+        assert path.stat().st_size == found.whole_bytes
+
+
+def test_a_foreign_file_is_refused_and_untouched(tmp_path: Path) -> None:
+    """A file that guestagent did not write is neither appended to nor cut, whether named or lying in the directory."""
+    foreign = pcapng.section("", "dumpcap", "Linux") + pcapng.block(pcapng.PACKET, bytes(24))[:-3]
+    for content in (foreign, b"text", bytes(64)):
+        path = tmp_path / "vm-1" / "theirs.pcapng"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match="exists and is no capture of guestagent"):
+            single_file(path)
+        sink = DirectorySink(tmp_path, Rotation())
+        sink.close()
+        assert content == path.read_bytes()
+
+
+def test_an_empty_file_is_begun(tmp_path: Path) -> None:
+    """A file that was made and never written to is used as if it were new."""
+    path = tmp_path / "all.pcapng"
+    path.touch()
+    serve(single_file(path), agents_of(1)).close()
+
+    check_whole(path)
+    assert expected_packets(script()) == written_packets(tmp_path)
+
+
+def test_a_finished_run_is_not_resumed_into(tmp_path: Path) -> None:
+    """Of several files of one agent the one of the run that comes back is continued, the others are left alone."""
+    agents = agents_of(1)
+    sink = DirectorySink(tmp_path, Rotation())
+    serve(sink, agents, last=5)
+    abandon(sink)
+    other = Agent(agent_hello(OTHER_RUN, started_ns=agents[0].hello.started_ns + 10**9), script(9))
+    sink = DirectorySink(tmp_path, Rotation())
+    serve(sink, [other]).close()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.pcapng")}
+    assert 2 == len(before)
+
+    serve(DirectorySink(tmp_path, Rotation()), agents).close()
+
+    changed = [path for path, data in before.items() if data != path.read_bytes()]
+    assert 1 == len(changed)
+    assert list(islice(tmp_path.rglob("*.pcapng"), 3))[2:] == []
+    assert expected_packets(script(), script(9)) == written_packets(tmp_path)
