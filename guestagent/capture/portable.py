@@ -32,7 +32,7 @@ from guestagent.capture.block import (
     BlockWriter,
 )
 from guestagent.capture.bpf import Instruction
-from guestagent.capture.ring import BLOCK_BYTES, RETIRE_MS, attach_filter
+from guestagent.capture.ring import BLOCK_BYTES, RETIRE_MS, attach_filter, open_packet_socket
 from guestagent.capture.source import PRIVATE_BYTES, RetiredBlock, Statistics
 from guestagent.errors import HostError
 from guestagent.model import Interface
@@ -99,6 +99,8 @@ class PortableSource:
             raise
 
     def _setup(self, program: Sequence[Instruction]) -> None:
+        # Twice: a filter is swapped while the old one is held, and both must fit net.core.optmem_max.
+        attach_filter(self._socket, program)
         attach_filter(self._socket, program)
         self._socket.setblocking(False)
         self._socket.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
@@ -264,6 +266,7 @@ def _open_scapy_socket(name: str, promiscuous: bool) -> Any:
         raise HostError("the portable engine needs scapy: install guestagent[portable]") from None
     # Without its protocols scapy can't name the link type and says so on stderr; we never ask it to dissect.
     logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
+    open_packet_socket(name).close()  # says what is missing in the words of the other engine
     try:
         return L2ListenSocket(iface=name, type=0, promisc=promiscuous, nofilter=1)
     except (OSError, ValueError) as error:

@@ -1,0 +1,293 @@
+"""One run at the collector: each frame once, whatever an agent sends, and no answer promises what is not safe."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guestagent.capture.block import LAYOUT_PLAIN, MalformedBlock
+from guestagent.collector.registry import MOST_AGENTS, Registry
+from guestagent.collector.run import Run
+from guestagent.collector.sinks import reader
+from guestagent.collector.sinks.directory import DirectorySink, Rotation
+from guestagent.collector.sinks.shared import standard_output
+from guestagent.errors import ConfigError
+from guestagent.tapstream import frames
+from guestagent.tapstream.frames import Kind, ProtocolError
+from guestagent.tapstream.hello import MOST_INTERFACES, AgentHello, encode_interface
+from tests.fakes import EPOCH_NS, RUN_ID, agent_hello, block_frame, interface, packets_frame, parsed, run_of_records
+from tests.unit.test_sinks import OTHER_RUN, numbers, packet, small_disk
+
+UNKNOWN_INTERFACE = packets_frame(1, [packet(1)], interface_id=9)
+GOOD, COUNT = run_of_records([packet(1)])
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    """A registry that writes into a directory."""
+    made = Registry(DirectorySink(tmp_path, Rotation()), "collector-1", "0.1")
+    yield made
+    made.close()
+
+
+def take(run: Run, data: bytes) -> bool:
+    """Take one frame and flush."""
+    run.frame(parsed(data), 0.0)
+    return run.flush(0.0)
+
+
+def report_frame(sequence: int, text: bytes) -> bytes:
+    """A REPORT of any text."""
+    return frames.encode(Kind.REPORT, text, sequence=sequence)
+
+
+def info_frame(sequence: int, identifier: int) -> bytes:
+    """An INFO of an interface."""
+    return frames.encode_json(Kind.INFO, encode_interface(interface(identifier)), sequence=sequence)
+
+
+def test_frames_are_written_once(registry: Registry, tmp_path: Path) -> None:
+    """A frame that comes again is counted as duplicate and not written; numbers that never come are gaps."""
+    run, answer = registry.open(agent_hello())
+    for sequence in (1, 2, 2, 1, 5, 3, 6):
+        assert take(run, packets_frame(sequence, [packet(sequence)]))
+    registry.said_goodbye(run, "done")
+    counts = registry.report()["agents"]["vm-1"]
+
+    assert answer.held_sequence is None
+    assert [1, 2, 5, 6] == numbers(next(tmp_path.rglob("*.pcapng")))
+    assert (4, 4, 2, 3) == tuple(counts[key] for key in ("received", "written", "gaps", "duplicates"))
+
+
+BAD_FRAMES = [
+    pytest.param(frames.encode(Kind.BLOCK, b"1234567", sequence=1), "too short", id="short block"),
+    pytest.param(block_frame(1, GOOD, COUNT + 1), "outside the run", id="count that lies"),
+    pytest.param(block_frame(1, bytes(200), 2**32 - 1), "stale record", id="four billion records"),
+    pytest.param(UNKNOWN_INTERFACE, "no hello or INFO named", id="unknown interface"),
+    pytest.param(packets_frame(0, [packet(1)]), "numbered from 1", id="sequence 0"),
+    pytest.param(report_frame(1, b"[]"), "no JSON object", id="report of no object"),
+    pytest.param(report_frame(1, b'{"a":' * 9000 + b"1" + b"}" * 9000), "REPORT", id="deep report"),
+    pytest.param(frames.encode(Kind.INFO, b"{}", sequence=1), "no JSON object", id="info of nothing"),
+    pytest.param(frames.encode(Kind.HELLO, b"{}", sequence=1), "has no place", id="second hello"),
+    pytest.param(frames.encode(Kind.ACK, b"", sequence=1), "has no place", id="ack"),
+    pytest.param(frames.encode(Kind.LEASE, b"", sequence=1), "has no place", id="lease"),
+]
+
+
+@pytest.mark.parametrize("data, message", BAD_FRAMES)
+def test_a_bad_frame_changes_nothing(registry: Registry, tmp_path: Path, data: bytes, message: str) -> None:
+    """A frame that is refused leaves sequence, counts and file as they were, and the run goes on."""
+    run, _ = registry.open(agent_hello())
+    with pytest.raises((ProtocolError, MalformedBlock), match=message):
+        take(run, data)
+
+    assert (0, 0, 0) == (run.place.held_sequence, run.received, run.written)
+    assert take(run, packets_frame(1, [packet(7)]))
+    assert [7] == numbers(next(tmp_path.rglob("*.pcapng")))
+
+
+@pytest.mark.parametrize("depth", range(150, 1000, 1))
+def test_a_report_of_any_depth(registry: Registry, depth: int) -> None:
+    """However deep a REPORT is nested, it is written or refused: decoding and encoding need not agree on the limit."""
+    run, _ = registry.open(agent_hello())
+    try:
+        take(run, report_frame(1, b'{"a":' * depth + b"1" + b"}" * depth))
+    except ProtocolError:
+        assert 0 == run.place.held_sequence
+
+
+def test_interfaces_are_bounded(registry: Registry) -> None:
+    """INFO frames and hellos can't make the marks of a run grow without end."""
+    run, _ = registry.open(agent_hello())
+    with pytest.raises(ProtocolError, match=f"more than {MOST_INTERFACES} interfaces"):
+        for sequence in range(1, 2000):
+            take(run, info_frame(sequence, sequence))
+    assert MOST_INTERFACES - 1 == run.place.held_sequence
+
+    again = agent_hello(interfaces=tuple(interface(at) for at in range(300, 330)))
+    with pytest.raises(ProtocolError, match=f"more than {MOST_INTERFACES} interfaces"):
+        registry.open(again)
+
+
+def test_new_facts_of_a_known_interface_pass(registry: Registry) -> None:
+    """MTU and MAC may change as often as they like."""
+    run, _ = registry.open(agent_hello())
+    for sequence in range(1, 200):
+        assert take(run, info_frame(sequence, 0))
+
+
+def test_an_answer_promises_only_what_is_safe(registry: Registry, tmp_path: Path) -> None:
+    """While the disk is full, an agent that comes back is told what is on the disk, not what waits in memory."""
+    run, _ = registry.open(agent_hello())
+    assert take(run, packets_frame(1, [packet(1)]))
+    with small_disk(30):
+        assert not take(run, packets_frame(2, [packet(2)]))
+        _, answer = registry.open(agent_hello(first_sequence=2))
+        assert 1 == answer.held_sequence
+        assert "the collector can't write: No space left on device" == run.notes()["note"]
+    _, answer = registry.open(agent_hello(first_sequence=2))
+    assert 2 == answer.held_sequence
+    assert [1, 2] == numbers(next(tmp_path.rglob("*.pcapng")))
+    assert {} == run.notes()
+
+
+def test_a_frame_in_front_of_a_bad_one_is_not_promised_unwritten(registry: Registry, tmp_path: Path) -> None:
+    """What came in one turn with a bad frame is written before a new hello is told that it is held."""
+    run, _ = registry.open(agent_hello())
+    run.frame(parsed(packets_frame(1, [packet(1)])), 0.0)
+    with pytest.raises(MalformedBlock):
+        run.frame(parsed(block_frame(2, GOOD, 2)), 0.0)
+    _, answer = registry.open(agent_hello())
+
+    assert 1 == answer.held_sequence
+    assert [1] == numbers(next(tmp_path.rglob("*.pcapng")))
+    assert 1 == registry.report()["agents"]["vm-1"]["malformed"]
+
+
+@pytest.mark.parametrize("first, held", [(1, 3), (4, 3), (5, None), (100, None)])
+def test_an_agent_that_went_on_elsewhere(registry: Registry, first: int, held: int | None) -> None:
+    """What an agent no longer holds when it comes back was taken by another collector: here it is a gap."""
+    run, _ = registry.open(agent_hello())
+    for sequence in (1, 2, 3):
+        take(run, packets_frame(sequence, [packet(sequence)]))
+    _, answer = registry.open(agent_hello(first_sequence=first))
+    take(run, packets_frame(max(first, 4), [packet(9)]))
+
+    assert held == answer.held_sequence
+    assert max(0, first - 4) == run.place.gaps
+
+
+def test_a_run_that_begins_elsewhere_has_no_gap(registry: Registry) -> None:
+    """The first hello says which frame comes first; what was before is no loss of this collector's."""
+    run, answer = registry.open(agent_hello(first_sequence=50))
+    take(run, packets_frame(50, [packet(50)]))
+
+    assert (None, 0, 50) == (answer.held_sequence, run.place.gaps, run.place.held_sequence)
+
+
+def test_stale_records_are_told_per_interface(registry: Registry) -> None:
+    """Stale records are counted over the run, by interface, in ACKs, hellos and the report."""
+    hello = agent_hello(interfaces=(interface(0), interface(7, "eth7")))
+    run, _ = registry.open(hello)
+    stale, count = run_of_records([packet(1)] * 3, status=0)
+    take(run, block_frame(1, stale, count))
+    take(run, block_frame(2, stale, count, interface_id=7))
+    take(run, block_frame(3, stale, count))
+    _, answer = registry.open(hello)
+
+    assert {"unsupported_gso": {"0": 6, "7": 3}} == run.notes()
+    assert {0: 6, 7: 3} == answer.unsupported_gso
+    counts = registry.report()["agents"]["vm-1"]
+    assert (9, 0, 9) == tuple(counts[key] for key in ("received", "written", "unsupported_gso"))
+
+
+def test_a_dead_run_leaves_a_gap_with_two_times(registry: Registry) -> None:
+    """When the next run of an agent comes, its broken one has ended unclean, between its last frame and the new start."""
+    run, _ = registry.open(agent_hello())
+    take(run, packets_frame(1, [packet(1)]))
+    last_ns = run.last_frame_ns
+    registry.broke(run)
+    registry.open(agent_hello(OTHER_RUN, started_ns=last_ns + 5 * 10**9))
+    (end,) = registry.report()["agents"]["vm-1"]["unclean_ends"]
+
+    assert (RUN_ID, last_ns, last_ns + 5 * 10**9) == (end["run_id"], end["last_held_ns"], end["until_ns"])
+    assert run.ended
+
+
+def test_a_run_that_comes_back_is_not_dead(registry: Registry) -> None:
+    """A broken run that says hello again goes on; when the collector stops it has not ended unclean."""
+    run, _ = registry.open(agent_hello())
+    registry.broke(run)
+    again, _ = registry.open(agent_hello())
+    assert run is again
+    registry.close()
+
+    assert [] == registry.report()["agents"]["vm-1"]["unclean_ends"]
+
+
+def test_two_live_runs_of_a_name_stay_apart(registry: Registry) -> None:
+    """A second VM with the same name does not end the first one's run while that is connected."""
+    first, _ = registry.open(agent_hello())
+    second, _ = registry.open(agent_hello(OTHER_RUN))
+    take(first, packets_frame(1, [packet(1)]))
+    take(second, packets_frame(1, [packet(2)] * 2))
+
+    assert not first.ended
+    assert 3 == registry.report()["agents"]["vm-1"]["received"]
+    registry.said_goodbye(first, "done")
+    assert 3 == registry.report()["agents"]["vm-1"]["received"]
+
+
+def test_names_are_bounded() -> None:
+    """Strangers who invent agents fill neither memory nor disk: one too many is refused."""
+    registry = Registry(_NoSink(), "collector-1", "0.1")
+    for number in range(MOST_AGENTS):
+        with pytest.raises(ConfigError):
+            registry.open(agent_hello(agent_id=f"vm-{number}"))
+    with pytest.raises(ValueError, match=f"already serves {MOST_AGENTS} agents"):
+        registry.open(agent_hello(agent_id="one-more"))
+
+
+class _NoSink:
+    def open_run(self, hello: AgentHello) -> Any:
+        """Nothing can be opened."""
+        raise ConfigError("no room")
+
+    def blocked_by(self) -> str:
+        """Nothing."""
+        return ""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def test_a_shared_file_describes_more_than_65536_interfaces() -> None:
+    """A file that many runs share for months has no limit of interfaces, and later packets find theirs."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, True)
+    sink = standard_output(os.open(os.devnull, os.O_WRONLY))
+    registry = Registry(sink, "collector-1", "0.1")
+    hello = agent_hello(interfaces=tuple(interface(at) for at in range(MOST_INTERFACES)))
+    for number in range(1030):
+        run, _ = registry.open(agent_hello(f"{number:032x}", interfaces=hello.interfaces))
+        registry.said_goodbye(run, "done")
+    run, _ = registry.open(agent_hello())
+    os.close(sink._output._descriptor)
+    sink._output._descriptor = write_end
+    assert take(run, packets_frame(1, [packet(5)]))
+    sink._output._is_file = True
+    registry.close()
+    with os.fdopen(read_end, "rb") as pipe:
+        assert [1030 * MOST_INTERFACES] == [row[0] for row in reader.packets(pipe.read())]
+
+
+def test_the_plain_layout_is_written_too(registry: Registry, tmp_path: Path) -> None:
+    """An agent without virtio headers is served like any other."""
+    run, _ = registry.open(agent_hello(layout=LAYOUT_PLAIN))
+    take(run, packets_frame(1, [packet(3)]))
+
+    assert [3] == numbers(next(tmp_path.rglob("*.pcapng")))
+
+
+KINDS = st.sampled_from([Kind.BLOCK, Kind.REPORT, Kind.INFO, Kind.ACK])
+
+
+@given(st.lists(st.tuples(KINDS, st.integers(0, 9), st.integers(0, 2), st.binary(max_size=200)), max_size=12))
+def test_fuzzed_frames_never_surprise(rows: list[tuple[Kind, int, int, bytes]]) -> None:
+    """Frames of any payload are taken or refused with the two errors that the server expects, and counts add up."""
+    registry = Registry(standard_output(os.open(os.devnull, os.O_WRONLY)), "collector-1", "0.1")
+    run, _ = registry.open(agent_hello(started_ns=EPOCH_NS))
+    for kind, sequence, interface_id, payload in rows:
+        try:
+            take(run, frames.encode(kind, payload, interface=interface_id, sequence=sequence))
+        except (ProtocolError, MalformedBlock):
+            continue
+    assert run.received == run.written + sum(run.place.unsupported_gso.values())
+    os.close(run.track.output._descriptor)
+    run.track.output._descriptor = os.open(os.devnull, os.O_WRONLY)
+    registry.close()
+    os.close(run.track.output._descriptor)
