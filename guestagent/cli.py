@@ -138,7 +138,10 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the verb table."""
-    parser = _Parser(prog="guestagent", description="Copies a VM's own traffic to a collector, within budgets.")
+    parser = _Parser(
+        prog="guestagent",
+        description="Copies the traffic of a VM's own NIC to a collector and accounts for every packet.",
+    )
     parser.add_argument("--version", action="version", version=f"guestagent {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, verb in VERBS.items():

@@ -102,7 +102,7 @@ class Desk:
             log.warning("collector %s says: %s", collector_id, self.collector_note)
 
     def _settle(self, sequence: int, collector_id: str, unsupported: dict[int, int]) -> None:
-        if sequence >= self.window.next_sequence:
+        if sequence > self.window.highest_sent:
             raise ProtocolError(f"it acknowledges frame {sequence}, which was never sent")
         self.tap.settle((pending.loan for pending in self.window.acknowledge(sequence)), delivered=True)
         self.tap.note_unsupported(collector_id, unsupported)

@@ -5,17 +5,14 @@ where the ring costs none, and hands over the very same records (layout without 
 
 * scapy is a way to open a socket here, nothing else: no packet is ever dissected. It is GPL-2.0, an optional extra,
   and imported only when a source is opened.
-* Nobody reads the socket between two looks (peek, take), so `fileno` is an epoll of the socket and of an alarm. The
-  alarm goes off when the block being filled is due, and at once when a look left packets unread: whatever waits, an
-  edge is still to come.
+* Nobody reads the socket between two looks (peek, take), so `fileno` is a Waker: it wakes for packets, for the block
+  being filled when that is due, and at once when a look left packets unread. Whatever waits, an edge is still to come.
 * While all blocks are on loan the socket is not read. Its queue then overflows in the kernel, which counts each packet
   that it drops and spends nothing of ours on it.
 """
 
-import ctypes
 import logging
 import os
-import select
 import socket
 import struct
 import time
@@ -34,6 +31,7 @@ from guestagent.capture.block import (
 from guestagent.capture.bpf import Instruction
 from guestagent.capture.ring import BLOCK_BYTES, RETIRE_MS, attach_filter, open_packet_socket
 from guestagent.capture.source import PRIVATE_BYTES, RetiredBlock, Statistics
+from guestagent.capture.waker import AT_ONCE_NS, NEVER_NS, Waker
 from guestagent.errors import HostError
 from guestagent.model import Interface
 
@@ -45,8 +43,6 @@ BURST_PACKETS = 1024
 """One look reads no more, about 5 ms of work, so that the loop keeps its time under a flood."""
 
 _RETIRE_NS = RETIRE_MS * 1_000_000
-_AT_ONCE_NS = 1
-"""The least that arms an alarm: 0 would disarm it."""
 _LARGEST_FRAME_BYTES = BLOCK_BYTES - BLOCK_HEADER_BYTES - PRIVATE_BYTES - FRAME_OFFSET_BYTES
 """What an empty block takes; a longer one (BIG TCP goes up to 512 KB) is cut, as the ring would."""
 
@@ -88,7 +84,7 @@ class PortableSource:
         self._frame = memoryview(bytearray(_LARGEST_FRAME_BYTES))
         self._scapy = _open_scapy_socket(interface.name, promiscuous)
         self._socket: socket.socket = self._scapy.ins
-        self._alarm, self._epoll = _Alarm(), select.epoll()
+        self._waker = Waker(self._socket)
         try:
             self._setup(program)
         except OSError as error:
@@ -111,8 +107,6 @@ class PortableSource:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, queue_bytes)
         except PermissionError:
             pass  # CAP_NET_RAW alone is enough to run; the queue is then what the system grants anyone
-        for watched in (self._socket, self._alarm):
-            self._epoll.register(watched.fileno(), select.EPOLLIN)
         self.bind(self.index)
 
     def bind(self, index: int) -> None:
@@ -122,20 +116,22 @@ class PortableSource:
 
     def fileno(self) -> int:
         """The descriptor that wakes for packets and for a block that is due."""
-        return self._epoll.fileno()
+        return self._waker.fileno()
 
     def peek(self) -> RetiredBlock | None:
         """Read the socket; the oldest block that is full or RETIRE_MS old."""
-        is_drained = self._read()
+        count, due_ns = self._read(), NEVER_NS
         if self._writer is not None:
             age_ns = time.time_ns() - self._writer.first_ns
             # A negative age means that the clock was set back: better too early than an hour late.
-            if not 0 <= age_ns < _RETIRE_NS:
+            if 0 <= age_ns < _RETIRE_NS:
+                due_ns = _RETIRE_NS - age_ns
+            else:
                 self._retire()
-            elif is_drained:
-                self._alarm.set(_RETIRE_NS - age_ns)
-        if not is_drained and not self._is_full():
-            self._alarm.set(_AT_ONCE_NS)
+        if count == BURST_PACKETS:
+            self._waker.wake_after(AT_ONCE_NS)
+        elif not self._is_full():
+            self._waker.looked(found=count > 0, due_ns=due_ns)
         return self._retired[0] if self._retired else None
 
     def take(self) -> RetiredBlock | None:
@@ -153,7 +149,7 @@ class PortableSource:
         self._free.append(block.index)
         self._held -= 1
         if was_full:
-            self._alarm.set(_AT_ONCE_NS)
+            self._waker.wake_after(AT_ONCE_NS)
 
     def held_blocks(self) -> int:
         """Blocks between take and release."""
@@ -177,29 +173,28 @@ class PortableSource:
         return os.strerror(code) if code else met
 
     def close(self) -> None:
-        """Close the three descriptors and let the pool go."""
-        self._epoll.close()
-        self._alarm.close()
+        """Close the descriptors and let the pool go."""
+        self._waker.close()
         self._scapy.close()
         self._blocks.clear()
 
-    def _read(self) -> bool:
-        """Move packets from the socket into blocks; True once it is empty, False after a burst or with no block free.
+    def _read(self) -> int:
+        """Move packets from the socket into blocks until it is empty, no block is free, or the burst is over.
 
-        An error of the socket is reported once and then gone, so reading goes on.
+        How many there were. An error of the socket counts as one: it is told once and then gone, and reading goes on.
         """
-        for _ in range(BURST_PACKETS):
+        for count in range(BURST_PACKETS):
             if self._is_full():
-                return False
+                return count
             try:
                 size, ancillary, _, sender = self._socket.recvmsg_into([self._frame], _ANCILLARY_BYTES)
             except BlockingIOError:
-                return True
+                return count
             except OSError as error:
                 self._trouble = error.strerror or str(error)
                 continue
             self._store(self._frame[:size], sender[2], ancillary)
-        return False
+        return BURST_PACKETS
 
     def _store(self, frame: memoryview, packet_type: int, ancillary: list[tuple[int, int, bytes]]) -> None:
         time_ns, status, original_bytes, vlan = _facts(ancillary, len(frame))
@@ -271,30 +266,3 @@ def _open_scapy_socket(name: str, promiscuous: bool) -> Any:
         return L2ListenSocket(iface=name, type=0, promisc=promiscuous, nofilter=1)
     except (OSError, ValueError) as error:
         raise HostError(f"scapy can't open a packet socket on {name}: {error}") from error
-
-
-class _Alarm:
-    """A descriptor that becomes readable after a while (timerfd_create(2); in Python's own os only since 3.13)."""
-
-    _CLOCK_MONOTONIC = 1
-
-    def __init__(self) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._descriptor: int = self._libc.timerfd_create(self._CLOCK_MONOTONIC, os.O_CLOEXEC | os.O_NONBLOCK)
-        if self._descriptor < 0:
-            raise HostError(f"this kernel offers no timer descriptor: {os.strerror(ctypes.get_errno())}")
-
-    def fileno(self) -> int:
-        """Its descriptor. It is never read: setting it again takes the old expiry back."""
-        return self._descriptor
-
-    def set(self, delay_ns: int) -> None:
-        """Go off once, after that; an earlier setting is forgotten."""
-        expiry = struct.pack("@4l", 0, 0, *divmod(delay_ns, 1_000_000_000))
-        self._libc.timerfd_settime(self._descriptor, 0, expiry, None)
-
-    def close(self) -> None:
-        """Idempotent."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1

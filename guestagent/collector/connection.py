@@ -1,11 +1,13 @@
 """One connection of the collector, and the listeners it comes from."""
 
+import resource
 import socket
 
 from guestagent.collector.run import Run
 from guestagent.tapstream.frames import Deframer
 
 _LISTEN_BACKLOG = 512
+_ENOUGH_FILES = 65_536
 
 
 class Connection:
@@ -33,3 +35,12 @@ def open_listener(host: str, port: int) -> socket.socket:
         0
     ]
     return socket.create_server(address[:2], family=family, backlog=_LISTEN_BACKLOG)
+
+
+def raise_file_limit() -> int:
+    """Take all the descriptors that this process may have; how many that is."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        most = _ENOUGH_FILES
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    return most

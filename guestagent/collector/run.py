@@ -8,8 +8,9 @@ from typing import Any
 
 from guestagent.capture.block import MalformedBlock
 from guestagent.collector.sinks.track import Resume, Track
+from guestagent.model import Interface
 from guestagent.tapstream.frames import SEQUENCED, Frame, Kind, ProtocolError, decode_block, decode_json
-from guestagent.tapstream.hello import AgentHello, decode_interface
+from guestagent.tapstream.hello import MOST_INTERFACES, AgentHello, decode_interface
 from guestagent.tapstream.session import AckClock, ReceiveState
 
 
@@ -32,14 +33,21 @@ class Run:
         self.ended = False
 
     def resume_at(self, hello: AgentHello) -> int | None:
-        """The held sequence to answer to a hello of this run; None where nothing is held yet."""
-        self.broken_ns = 0
+        """The sequence to answer to a hello of this run: what is safe, not what waits in memory; None for nothing."""
         for facts in hello.interfaces:
             if not self.track.knows(facts.id):
-                self.track.interface(facts)
+                self._describe(facts)
+        self._make_safe()
+        self.broken_ns = 0
         if hello.first_sequence > self.place.held_sequence + 1:
             return None
-        return self.place.held_sequence or None
+        return self.acknowledged_sequence or None
+
+    def _describe(self, facts: Interface) -> None:
+        """Each mark lists all interfaces of the run, so there is a bound to them."""
+        if not self.track.knows(facts.id) and self.track.interface_count == MOST_INTERFACES:
+            raise ProtocolError(f"a run with more than {MOST_INTERFACES} interfaces")
+        self.track.interface(facts)
 
     def frame(self, frame: Frame, now: float) -> None:
         """Take one numbered frame. Raises ProtocolError or MalformedBlock; then the run stands where it stood."""
@@ -72,18 +80,27 @@ class Run:
             counts[frame.interface] = counts.get(frame.interface, 0) + stale
 
     def _take_report(self, frame: Frame) -> None:
-        self.track.report(decode_json(frame))
+        try:
+            self.track.report(decode_json(frame))
+        except RecursionError:  # what json can just decode it can't always encode
+            raise ProtocolError("a REPORT frame that is nested too deep") from None
 
     def _take_info(self, frame: Frame) -> None:
-        self.track.interface(decode_interface(decode_json(frame).get("interface")))
+        self._describe(decode_interface(decode_json(frame).get("interface")))
 
     _TAKERS = {Kind.BLOCK: _take_block, Kind.REPORT: _take_report, Kind.INFO: _take_info}  # noqa: RUF012
 
     def flush(self, now: float) -> bool:
         """Make everything taken so far safe; False where the sink can't take it now."""
-        done = self.track.flush()
+        done = self._make_safe()
         if done:
             self.track.turn_page(now)
+        return done
+
+    def _make_safe(self) -> bool:
+        done = self.track.flush()
+        if done:
+            self.acknowledged_sequence = self.place.held_sequence
         return done
 
     def notes(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import socket
 from typing import Any
 
 from guestagent.capture.block import LAYOUTS, MalformedBlock
-from guestagent.collector.connection import Connection, open_listener
+from guestagent.collector.connection import Connection, open_listener, raise_file_limit
 from guestagent.collector.registry import Agent, Registry
 from guestagent.collector.run import Run
 from guestagent.errors import ConfigError, GuestagentError
@@ -23,6 +23,8 @@ log = logging.getLogger("guestagent.collector")
 TURN_BYTES = 1024 * 1024
 MOST_CONNECTIONS = 2048
 """Each holds at most 1.3 MB of buffer; strangers hold 4 KB and are gone after GREETING_SECONDS."""
+FILES_PER_CONNECTION = 2
+"""Its socket and its run's file; beyond the process's limit, accept would fail and be called again at once."""
 GREETING_SECONDS = 5.0
 SILENCE_SECONDS = 10.0
 """An agent pings every second when idle; one that is silent so long is gone, its run may come back."""
@@ -41,6 +43,7 @@ class Server:
         self._loop, self._registry = loop, registry
         self._listeners: list[socket.socket] = []
         self.connections: dict[int, Connection] = {}
+        self._most_connections = min(MOST_CONNECTIONS, raise_file_limit() // FILES_PER_CONNECTION)
         self.refused = 0
         """Connections closed before or for what they sent."""
 
@@ -63,7 +66,7 @@ class Server:
         except OSError as error:
             log.warning("a connection could not be accepted: %s", error.strerror)
             return
-        if len(self.connections) >= MOST_CONNECTIONS:
+        if len(self.connections) >= self._most_connections:
             self.refused += 1
             sock.close()
             return
@@ -76,6 +79,8 @@ class Server:
     # -- one turn of one connection -------------------------------------------------------------------------------
 
     def _ready(self, connection: Connection, events: int) -> None:
+        if connection.fileno() < 0:
+            return  # closed by another connection's turn, within the same wake-up
         now = self._loop.now()
         if events & WRITABLE:
             self._send(connection, b"")
@@ -189,8 +194,6 @@ class Server:
             pass
         except OSError:
             connection.unsent = b""  # the next read tells the same and closes
-        if len(connection.unsent) > MOST_UNSENT_BYTES:
-            raise ProtocolError("it does not read its acknowledgements")
         self._watch(connection)
 
     def _watch(self, connection: Connection) -> None:
@@ -204,7 +207,9 @@ class Server:
         """Send due ACKs, retry blocked sinks, end silent connections."""
         for connection in list(self.connections.values()):
             run = connection.run
-            if connection.waits_for_sink and run is not None:
+            if len(connection.unsent) > MOST_UNSENT_BYTES:
+                self._refuse(connection, "it does not read its acknowledgements")
+            elif connection.waits_for_sink and run is not None:
                 self._retry(connection, run, now)
             elif run is None:
                 if now - connection.born_at > GREETING_SECONDS:

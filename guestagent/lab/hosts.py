@@ -217,8 +217,10 @@ def _in_house_words(argv: Sequence[str]) -> Iterator[None]:
     """Turn what subprocess raises into our errors, in one sentence."""
     try:
         yield
-    except (FileNotFoundError, PermissionError) as error:
+    except FileNotFoundError as error:
         raise HostError(f"the lab needs `{argv[0]}`, which this machine lacks: install it") from error
+    except PermissionError as error:
+        raise HostError(f"the lab may not start `{argv[0]}`: {error.strerror}; move it, or run with sudo") from error
     except subprocess.TimeoutExpired as error:
         raise RunError(f"`{' '.join(argv)}` did not end within {error.timeout} s") from error
     except subprocess.SubprocessError as error:

@@ -91,6 +91,8 @@ class StreamLink:
         elif now >= self._due_at:
             if self._phase is State.WAITING:
                 self._resolve(now)
+            elif self._phase is State.RESOLVING and self._resolver.addresses:
+                self._connect(now)  # the name server is slow; the last good answer serves
             else:
                 self._broken(f"{self.endpoint} did not answer within {CONNECT_SECONDS:.0f} s ({self._phase.value})")
 

@@ -1,5 +1,6 @@
 """Numbers as people read them, and the live line on a terminal."""
 
+import shutil
 import sys
 import time
 from typing import Any
@@ -35,7 +36,8 @@ class LiveLine:
     def show(self, text: str) -> None:
         """Replace the line."""
         if self.is_on:
-            sys.stderr.write(f"\r\033[K{text}")
+            width = shutil.get_terminal_size().columns - 1
+            sys.stderr.write(f"\r\033[K{text[:width]}")
             sys.stderr.flush()
 
     def clear(self) -> None:

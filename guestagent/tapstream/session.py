@@ -36,6 +36,8 @@ class SendWindow:
         self._frames: deque[Pending] = deque()
         self._sent = 0
         self.next_sequence = 1
+        self.highest_sent = 0
+        """No collector can hold more than this."""
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -63,8 +65,10 @@ class SendWindow:
         """The next frame that this connection has not been given."""
         if self._sent == len(self._frames):
             return None
+        pending = self._frames[self._sent]
         self._sent += 1
-        return self._frames[self._sent - 1]
+        self.highest_sent = max(self.highest_sent, pending.sequence)
+        return pending
 
     @property
     def unsent(self) -> int:

@@ -145,7 +145,10 @@ TAPS: dict[str, Tap] = {
 def agent(host: Host, *arguments: str, connected: bool = True) -> Iterator[Running]:
     """`guestagent run --full` on eth0, as a user starts it."""
     to = f"tcp://{COLLECTOR}:{STREAM_PORT}"
-    with guestagent(host, "run", "-i", "eth0", "--full", "--to", to, "--agent-id", "vm", *arguments) as (process, ask_it):
+    with guestagent(host, "run", "-i", "eth0", "--full", "--to", to, "--agent-id", "vm", *arguments) as (
+        process,
+        ask_it,
+    ):
         if connected:
             wait_for(lambda: ask_it()["link"]["connected"], "the agent to be connected")
         yield Running((process.pid,), lambda: _lost(ask_it()))

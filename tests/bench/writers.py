@@ -64,6 +64,7 @@ def _scapy(name: str, packets: list[tuple[int, bytes]]) -> None:
     import scapy.utils
 
     with getattr(scapy.utils, name)(os.devnull) as writer:
+        writer.linktype = 1  # bytes do not tell, and it would say so on standard error
         writer.write_header(packets[0][1])
         for time_ns, data in packets:
             writer.write_packet(data, sec=time_ns / 1e9, usec=0, caplen=len(data), wirelen=len(data))

@@ -19,7 +19,8 @@ PROGRAMS = {
     "full": compose(),
     "headers": compose(slice_="headers"),
     "two exclusions, headers": compose(
-        exclusions=[Exclusion(6, "192.0.2.77", 4795, 40000), Exclusion(6, "2001:db8::77", 4795, 40001)], slice_="headers"
+        exclusions=[Exclusion(6, "192.0.2.77", 4795, 40000), Exclusion(6, "2001:db8::77", 4795, 40001)],
+        slice_="headers",
     ),
 }
 DAMAGES_PER_FRAME = 2

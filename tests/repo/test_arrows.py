@@ -52,6 +52,8 @@ PURE = (
     "capture/block.py",
     "capture/bpf.py",
     "capture/dissect.py",
+    "collector/summary.py",
+    "collector/sinks/pcapng.py",
     "mirror/spec.py",
     "mirror/plan.py",
 )

@@ -97,8 +97,7 @@ def test_frames_are_read_as_they_were(rows: list[Row]) -> None:
     data, packets, stale = PacketEncoder(has_virtio=True).encode(records, count, 0)
     whole = file_of(data)
     expected = [
-        (with_tag(frame, vlan), len(frame) + cut + (4 if vlan else 0), time_ns)
-        for frame, time_ns, cut, _, vlan in rows
+        (with_tag(frame, vlan), len(frame) + cut + (4 if vlan else 0), time_ns) for frame, time_ns, cut, _, vlan in rows
     ]
 
     assert (len(rows), 0) == (packets, stale)
@@ -246,7 +245,9 @@ def test_any_facts_make_whole_blocks(name: str, comment: str, speed: int, mac: s
     records, count = run_of_records([b"x" * 60])
     packet, _, _ = PacketEncoder(has_virtio=True).encode(memoryview(records), count, 0)
     statistics = pcapng.statistics(0, EPOCH_NS, {"captured": 2**63 - 1}, 1, comment)
-    whole = pcapng.section(comment, "guestagent", "Linux") + pcapng.interface(facts, "a", "b", RUN) + statistics + packet
+    whole = (
+        pcapng.section(comment, "guestagent", "Linux") + pcapng.interface(facts, "a", "b", RUN) + statistics + packet
+    )
 
     assert [b"x" * 60] == [frame for frame, _ in scapy_packets(whole)]
     assert len(whole) == list(reader.blocks(whole))[-1][2]

@@ -105,9 +105,7 @@ def expected_packets(*scripts: list[bytes]) -> list[bytes]:
 
 def written_packets(root: Path) -> list[bytes]:
     """Every packet of every file below."""
-    return sorted(
-        bytes(row[-1]) for path in root.rglob("*.pcapng") for row in reader.packets(path.read_bytes())
-    )
+    return sorted(bytes(row[-1]) for path in root.rglob("*.pcapng") for row in reader.packets(path.read_bytes()))
 
 
 def serve(sink: Sink, agents: Sequence[Agent], last: int | None = None) -> Registry:

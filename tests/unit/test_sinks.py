@@ -45,7 +45,9 @@ def small_disk(room: int) -> Iterator[list[int]]:
     st.lists(st.binary(max_size=40), max_size=40),
     st.lists(st.integers(0, 60), max_size=20),
 )
-def test_a_full_disk_loses_nothing(tmp_path_factory: pytest.TempPathFactory, data: list[bytes], rooms: list[int]) -> None:
+def test_a_full_disk_loses_nothing(
+    tmp_path_factory: pytest.TempPathFactory, data: list[bytes], rooms: list[int]
+) -> None:
     """However little room comes at a time, in the end the file holds all bytes in order, and size told it before."""
     path = tmp_path_factory.mktemp("disk") / "x"
     one = open_file(path, exclusive=True)
@@ -341,7 +343,11 @@ def test_statistics_come_from_the_last_report(tmp_path: Path) -> None:
         sink.close()
         data = path.read_bytes()
         found = [
-            {code: int.from_bytes(field, "little") for code, field in reader.options(data, start + 20, stop - 4) if code > 1}
+            {
+                code: int.from_bytes(field, "little")
+                for code, field in reader.options(data, start + 20, stop - 4)
+                if code > 1
+            }
             for kind, start, stop in reader.blocks(data)
             if kind == pcapng.STATISTICS
         ]

@@ -1,5 +1,6 @@
 """The sink behind `--write DIRECTORY`: PATH/AGENT/START-N.pcapng, rotated, retained, mended after a crash."""
 
+import logging
 import os
 import time
 from dataclasses import dataclass
@@ -8,7 +9,10 @@ from pathlib import Path
 from guestagent.collector.sinks import reader
 from guestagent.collector.sinks.output import Output, lock, make_directory, open_file
 from guestagent.collector.sinks.track import Described, Resume, Track, recover_file, resume_of, section_of
+from guestagent.errors import ConfigError
 from guestagent.tapstream.hello import AgentHello
+
+log = logging.getLogger("guestagent.collector")
 
 _FILES_TO_MEND = 2
 """A crash can tear the file being written and, at a change of files, the one before."""
@@ -140,9 +144,14 @@ class _FileTrack(Track):
         big = rotation.rotate_bytes and self.output.size >= rotation.rotate_bytes
         old = rotation.rotate_seconds and now - self._opened_at >= rotation.rotate_seconds
         if (big or old) and self.output.flush():
+            try:
+                following = self._begin(self.hello)
+            except ConfigError as error:
+                log.warning("the capture goes on in its last file: %s", error)
+                return
             self.statistics("goes on in the next file")
             self.output.close()
-            self.output, self._described = self._begin(self.hello), Described()
+            self.output, self._described = following, Described()
             self._opened_at, self._written, self._indexes = now, {}, {}
             for facts in self._facts.values():
                 self.interface(facts)

@@ -51,7 +51,10 @@ class Output:
             self._forget(count)
         self.blocked_by = ""
         if self._fsync and self._is_file:
-            os.fdatasync(self._descriptor)
+            try:
+                os.fdatasync(self._descriptor)
+            except OSError as error:
+                raise RunError(f"the capture can't be written: {error.strerror}; it ends here") from error
         return True
 
     def _forget(self, count: int) -> None:

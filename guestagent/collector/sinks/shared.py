@@ -19,7 +19,7 @@ class SharedSink:
         self._runs = found.runs if found else {}
         self._described = Described(found.described if found else 0)
         if output.size == 0:
-            output.write(section_of("several agents may share this file"))
+            output.write(section_of("the agents are named with their interfaces"))
 
     def open_run(self, hello: AgentHello) -> tuple[Track, Resume | None]:
         """A track for a run, and how far it came in an earlier process."""

@@ -67,6 +67,11 @@ class Track:
         """Was this interface described?"""
         return interface_id in self._facts
 
+    @property
+    def interface_count(self) -> int:
+        """How many interfaces were described."""
+        return len(self._facts)
+
     def records(self, interface_id: int, records: memoryview, count: int) -> tuple[int, int]:
         """Queue a run of records; (packets, stale records). Raises MalformedBlock, and nothing was queued."""
         index = self._indexes[interface_id]
@@ -77,8 +82,8 @@ class Track:
 
     def report(self, value: dict[str, Any]) -> None:
         """Queue an agent's REPORT and keep it for the statistics at the end."""
-        self._last_report = value
         self.output.write(pcapng.report(self.run_id, value))
+        self._last_report = value
 
     def mark(self, sequence: int, stale: dict[int, int]) -> None:
         """Queue the mark that closes a frame."""
@@ -90,8 +95,9 @@ class Track:
         """Queue what each interface counted."""
         ledgers = self._last_report.get("interfaces", {})
         for identifier in self._facts:
-            counters = ledgers.get(str(identifier), {}) if isinstance(ledgers, dict) else {}
-            numbers = {key: value for key, value in counters.items() if type(value) is int and 0 <= value < 1 << 63}
+            counters = ledgers.get(str(identifier)) if isinstance(ledgers, dict) else None
+            pairs = counters.items() if isinstance(counters, dict) else ()
+            numbers = {key: value for key, value in pairs if type(value) is int and 0 <= value < 1 << 63}
             index = self._indexes[identifier]
             written = self._written.get(identifier, 0)
             self.output.write(pcapng.statistics(index, time.time_ns(), numbers, written, comment))
