@@ -17,7 +17,7 @@ DEFAULT_PORT = 4795
 
 
 _BYTE_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*([a-z]*)", re.IGNORECASE)
 LEAST_SLICE_BYTES = 14
 """An Ethernet header; less would make frames that no tool can read."""
 MOST_SLICE_BYTES = 262_144
@@ -95,7 +95,7 @@ def parse_slice(text: str | int, where: str) -> str | int:
     """`full`, `headers` or a number of bytes. Raises ConfigError."""
     if text in ("full", "headers"):
         return text
-    number = int(text) if str(text).isdecimal() else 0
+    number = int(text) if str(text).isdecimal() and len(str(text)) <= len(str(MOST_SLICE_BYTES)) else 0
     if not LEAST_SLICE_BYTES <= number <= MOST_SLICE_BYTES:
         raise ConfigError(
             f"{where}: {text!r} is neither `full` nor `headers` nor {LEAST_SLICE_BYTES} to {MOST_SLICE_BYTES} bytes"
@@ -226,7 +226,7 @@ def _read_toml(path: str) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"the config {path} can't be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of 5,000 digits, deep nesting
         raise ConfigError(f"the config {path} is no TOML: {error}") from error
 
 

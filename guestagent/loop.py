@@ -66,9 +66,16 @@ class Loop:
             if handler := self._signal_handlers.get(signal.Signals(number)):
                 handler()
 
-    def run_once(self, timeout_seconds: float) -> None:
-        """Wait at most so long, then call back everyone who is ready."""
-        for descriptor, events in self._epoll.poll(max(0.0, timeout_seconds), _MOST_EVENTS):
+    def run_once(self, timeout_seconds: float, rest_until: float = 0.0) -> None:
+        """Wait at most so long, then call back everyone who is ready; not before `rest_until`, to do more at once."""
+        ready = dict(self._epoll.poll(max(0.0, timeout_seconds), _MOST_EVENTS))
+        rest_seconds = rest_until - time.monotonic()
+        if ready and rest_seconds > 0:
+            time.sleep(rest_seconds)
+            # An edge is told once, a level again: what was ready still counts.
+            for descriptor, events in self._epoll.poll(0, _MOST_EVENTS):
+                ready[descriptor] = ready.get(descriptor, 0) | events
+        for descriptor, events in ready.items():
             callback = self._callbacks.get(descriptor)
             if callback:
                 callback(events)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from guestagent.capture.bpf import Instruction
 from guestagent.model import Interface
@@ -11,8 +11,7 @@ PRIVATE_BYTES = 24
 """Room that every block keeps in front of its records for a tapstream header: frame and records go out in one call."""
 
 
-@dataclass(frozen=True, slots=True)
-class RetiredBlock:
+class RetiredBlock(NamedTuple):
     """A block on loan from an engine. `memory[start - PRIVATE_BYTES:end]` is the lender's to write and send."""
 
     index: int

@@ -6,7 +6,7 @@ both and not a definition.
 
 from collections.abc import Iterable, Sequence
 
-from guestagent.capture.block import FRAME_OFFSET_BYTES
+from guestagent.capture.block import FRAME_OFFSET_BYTES, LAYOUT_VIRTIO, walk
 from guestagent.capture.bpf import REJECT_ALL, Instruction
 from guestagent.capture.source import RetiredBlock, Source
 from guestagent.model import InterfaceLedger, total
@@ -57,7 +57,9 @@ class Tap:
                 ledger.delivered += block.records
                 ledger.delivered_bytes += block.end - block.start
             else:
-                ledger.lost_on_link += block.records
+                stale = _stale_records(source, block)
+                ledger.unsupported_gso += stale
+                ledger.lost_on_link += block.records - stale
             source.release(block)
 
     def note_unsupported(self, collector_id: str, counts: dict[int, int]) -> None:
@@ -109,3 +111,10 @@ class Tap:
         """Give every socket and ring back."""
         for source in self.sources:
             source.close()
+
+
+def _stale_records(source: Source, block: RetiredBlock) -> int:
+    """The records without a packet, of a block that no collector will count: the kernel has them as dropped, too."""
+    if source.layout != LAYOUT_VIRTIO:
+        return 0
+    return sum(record is None for record in walk(block.memory[block.start : block.end], block.records))

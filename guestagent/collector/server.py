@@ -84,8 +84,11 @@ class Server:
         now = self._loop.now()
         if events & WRITABLE:
             self._send(connection, b"")
-        if events & ~WRITABLE and not connection.waits_for_sink:
-            self._guarded_turn(connection, now)
+        if not connection.waits_for_sink:
+            if events & ~WRITABLE:
+                self._guarded_turn(connection, now)
+        elif events & ~(READABLE | WRITABLE):
+            self._close(connection)  # it is gone, and would wake us again and again; what it sent is held
 
     def _guarded_turn(self, connection: Connection, now: float) -> None:
         """A turn that no peer can get more out of than its own end."""
@@ -133,6 +136,8 @@ class Server:
             self._greet(connection, frame)
         elif frame.kind == Kind.PING:
             self._send(connection, frames.encode(Kind.PONG))
+            if len(connection.unsent) > MOST_UNSENT_BYTES:
+                raise ProtocolError("it does not read its answers")
         elif frame.kind == Kind.BYE:
             self._goodbye(connection, run, frame, now)
         elif frame.kind != Kind.PONG and not run.ended:
@@ -172,7 +177,6 @@ class Server:
         if connection.waits_for_sink:
             self._watch(connection)
             return
-        run.acknowledged_sequence = run.place.held_sequence
         if run.acks.due_at is not None and run.acks.due_at <= now:
             self._acknowledge(connection, run, now)
 
@@ -182,7 +186,8 @@ class Server:
         if not notes:
             frame = frames.encode(Kind.ACK, sequence=run.acknowledged_sequence)
         connection.acked_at = now
-        run.acks.sent()
+        if run.acknowledged_sequence == run.place.held_sequence:
+            run.acks.sent()  # else it says only that we live, and the sink's progress is still to be told
         self._send(connection, frame)
 
     def _send(self, connection: Connection, data: bytes) -> None:

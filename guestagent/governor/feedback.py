@@ -5,8 +5,9 @@ same bytes leave under other headers, are captured, sent again, and so on, at wh
 
 Rates alone can't tell that from a quiet VM whose every byte is copied: in both, what is captured tracks what is sent.
 So on suspicion the agent holds its sending for a moment, while the ring keeps what comes. In a feedback loop the
-interface then falls silent with it; real traffic goes on. Three holds in a row that agree are proof. A hold that showed
-real traffic is not repeated for a while, unless the rate grows far beyond: a loop may begin behind real traffic.
+interface then falls silent with it; real traffic goes on, and ends the hold as soon as it shows. Three holds in a row
+that stayed silent are proof. A hold that showed real traffic is not repeated for a while, unless the rate grows far
+beyond: a loop may begin behind real traffic.
 """
 
 from dataclasses import dataclass
@@ -16,12 +17,12 @@ SUSPICION_RATIO = 0.9
 SUSPICION_SECONDS = 1.0
 LEAST_BYTES_PER_SECOND = 125_000
 """1 Mbit/s: less harms nobody, and slow traffic stops by itself too often to prove anything."""
-HOLD_SECONDS = 0.25
-"""Two retire times and some: what was captured before the hold has left the kernel."""
+HOLDS_SECONDS = (0.4, 0.9, 2.0)
+"""The proof. Bursts with pauses may miss one hold or two; those of any one period that miss the first two meet the third,
+and silence costs nothing."""
 SETTLE_SECONDS = 0.12
 """The first part of a hold still shows what was on its way."""
 STOPPED_FRACTION = 0.2
-PROOF_HOLDS = 3
 REST_SECONDS = 60.0
 GROWTH_THAT_ENDS_REST = 4.0
 REST_BETWEEN_HOLDS_SECONDS = 0.5
@@ -50,7 +51,7 @@ class LoopDetector:
     def __init__(self) -> None:
         self._since: tuple[float, Sample] | None = None
         self._hold: tuple[float, Sample | None] | None = None
-        self._settled_at = self._rate_before = 0.0
+        self._rate_before = 0.0
         self._proofs = 0
         self._rest_until = self._rest_rate = 0.0
 
@@ -79,17 +80,19 @@ class LoopDetector:
         start, settled = self._hold
         if settled is None:
             if now - start >= SETTLE_SECONDS:
-                self._hold, self._settled_at = (start, sample), now
+                self._hold = (start, sample)
             return Verdict.HOLD
-        if now - start < HOLD_SECONDS:
+        seconds = HOLDS_SECONDS[self._proofs]
+        seen = sample.seen_bytes - settled.seen_bytes
+        is_real = seen > STOPPED_FRACTION * self._rate_before * (seconds - SETTLE_SECONDS)
+        if not is_real and now - start < seconds:
             return Verdict.HOLD
-        rate = (sample.seen_bytes - settled.seen_bytes) / (now - self._settled_at)
-        self._hold, self._since = None, None
-        if rate > STOPPED_FRACTION * self._rate_before:
+        self._hold = self._since = None
+        if is_real:
             self._proofs, self._rest_until, self._rest_rate = 0, now + REST_SECONDS, self._rate_before
             return Verdict.GO_ON
         self._proofs += 1
-        return Verdict.LOOP if self._proofs == PROOF_HOLDS else Verdict.GO_ON
+        return Verdict.LOOP if self._proofs == len(HOLDS_SECONDS) else Verdict.GO_ON
 
 
 def _is_suspicious(before: Sample, after: Sample, seconds: float) -> bool:

@@ -45,25 +45,25 @@ class LocalLink:
         self._collector_id = answer.collector_id
         self._held = 0
         self._retry_at = now
-        self._is_blocked = False
+        self.is_blocked = False
         owner.resumed(answer)
         owner.link_changed(True, self.state.text)
 
     def deadline(self) -> float:
         """When a full disk is tried again."""
-        return self._retry_at if self._is_blocked else float("inf")
+        return self._retry_at if self.is_blocked else float("inf")
 
     def tick(self, now: float) -> None:
         """Try a full disk again."""
-        if self._is_blocked and now >= self._retry_at:
+        if self.is_blocked and now >= self._retry_at:
             self.pump(now)
 
     def pump(self, now: float) -> bool:
         """Write the next few frames and acknowledge them."""
-        if self._is_blocked and now < self._retry_at:
+        if self.is_blocked and now < self._retry_at:
             return False
         taken = 0
-        while not self._is_blocked and taken < MOST_FRAMES_PER_TURN and (pending := self._owner.next_frame()):
+        while not self.is_blocked and taken < MOST_FRAMES_PER_TURN and (pending := self._owner.next_frame()):
             whole = memoryview(pending.frame)
             kind, flags, interface, _, sequence = HEADER.unpack_from(whole)
             self._run.frame(Frame(kind, flags, interface, sequence, whole[HEADER_BYTES:]), now)
@@ -74,8 +74,8 @@ class LocalLink:
 
     def _settle(self, now: float) -> bool:
         done = self._run.flush(now)
-        if self._is_blocked != (not done):
-            self._is_blocked = not done
+        if self.is_blocked != (not done):
+            self.is_blocked = not done
             note = str(self._run.notes().get("note", "writing again"))
             self._owner.link_changed(done, note)
             self.state.connected, self.state.text = done, note

@@ -44,6 +44,8 @@ class Link(Protocol):
     """A way to a collector."""
 
     state: LinkState
+    is_blocked: bool
+    """The way was full at the last pump: waiting would cost throughput."""
 
     def tick(self, now: float) -> None:
         """Do what time asks for."""

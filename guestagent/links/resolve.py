@@ -57,6 +57,8 @@ class Resolver:
             addresses = _look_up(self._host, self._port)
         except OSError as failure:
             error = failure.strerror or str(failure)
+        except UnicodeError as failure:  # a label that is empty or too long for the name system
+            error = str(failure)
         with self._lock:
             self.error = error
             if addresses:
@@ -75,3 +77,4 @@ class Resolver:
             if not self._closed:
                 self._closed = True
                 os.close(self._event)
+                self._event = -1

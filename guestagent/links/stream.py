@@ -73,6 +73,7 @@ class StreamLink:
         self._control: deque[bytes] = deque()
         self._sending: memoryview | None = None
         self._heard_at = self._checked_at = 0.0
+        self.is_blocked = False
         self._queued_bytes = 0
 
     # -- time ---------------------------------------------------------------------------------------------------
@@ -222,6 +223,7 @@ class StreamLink:
     def pump(self, now: float) -> bool:
         """Send until the socket is full, nothing is left, or the turn's share is used up (then True)."""
         budget = MOST_BYTES_PER_TURN
+        self.is_blocked = False
         while budget > 0:
             if self._sending is None and (self._socket is None or not self._load()):
                 return False
@@ -230,6 +232,7 @@ class StreamLink:
             try:
                 count = self._socket.send(self._sending)
             except BlockingIOError:
+                self.is_blocked = True
                 return False
             except OSError as error:
                 self._broken(f"the connection to {self.endpoint} broke: {error.strerror}")

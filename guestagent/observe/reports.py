@@ -11,6 +11,8 @@ from guestagent.errors import ConfigError, RunError
 def check_writable(path: str) -> None:
     """Raises ConfigError at start rather than losing the report at the end."""
     parent = Path(path).resolve().parent
+    if path and Path(path).is_dir():
+        raise ConfigError(f"--report: {path} is a directory; name a file")
     if path and not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise ConfigError(f"--report: {parent} is no directory that can be written to; choose another path")
 

@@ -1,4 +1,4 @@
-"""Foreign clocks and counters: what the kernel says of the machine and of a process, never what a tool says of itself."""
+"""Foreign clocks and counters: what the kernel says of machine and process, never a tool of itself."""
 
 import os
 import time

@@ -91,7 +91,7 @@ def measure(seconds: float, say: Callable[[str], None]) -> list[Feed]:
 
 def _fast_directory(seconds: float) -> str | None:
     """Memory where there is plenty, so that the disk's speed is not measured; else where temporary files go."""
-    memory = Path("/dev/shm")  # noqa: S108 - a directory of our own is made below it
+    memory = Path("/dev/shm")
     if memory.is_dir() and shutil.disk_usage(memory).free > _FREE_SHARE * BYTES_PER_SECOND * seconds:
         return str(memory)
     return None

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from statistics import median
 
 from tests.bench.collector import SMALL_BYTES, Feed
@@ -44,13 +45,18 @@ class Target:
     gated: bool = True
 
     @property
-    def is_met(self) -> bool:
+    def verdict(self) -> str:
         """Does the median keep the promise?"""
-        return self.figure.median <= self.limit if self.at_most else self.figure.median >= self.limit
+        if not isfinite(self.figure.median):
+            return "lost in noise"
+        is_met = self.figure.median <= self.limit if self.at_most else self.figure.median >= self.limit
+        return "met" if is_met else "**missed**"
 
     @property
     def is_far_off(self) -> bool:
         """Is even the interval's better end far from the promise?"""
+        if not isfinite(self.figure.median):
+            return False
         if self.at_most:
             return self.figure.low > self.limit * FAR_ABOVE
         return self.figure.high < self.limit * FAR_BELOW
@@ -118,18 +124,18 @@ class Table:
     def lost(self, tap: str, load: str, inbound: bool, offloads: bool) -> str:
         """What the tap admits to have lost in all rounds, empty where it does not tell."""
         losses = [self._cells[tap, load, inbound, offloads, at].lost for at in self.rounds]
-        return "" if None in losses else str(sum(losses))
+        told = [one for one in losses if one is not None]
+        return str(sum(told)) if told else ""
 
-    def ratio(self, tap: str, other: str, load: str, inbound: bool, offloads: bool, metric: Metric) -> Figure | None:
-        """Median over median, the same rounds resampled on both sides; None where noise hides the smaller one."""
+    def ratio(self, tap: str, other: str, load: str, inbound: bool, offloads: bool, metric: Metric) -> Figure:
+        """Median over median, the same rounds resampled on both sides; infinite where noise hides the lower one."""
         over, under = (self.values(one, load, inbound, offloads, metric) for one in (tap, other))
 
         def one_ratio(rounds: Sequence[int]) -> float:
             below = median(under[at] for at in rounds)
             return median(over[at] for at in rounds) / below if below > 0 else float("inf")
 
-        found = _resampled(len(self.rounds), one_ratio)
-        return None if found.median == float("inf") else found
+        return _resampled(len(self.rounds), one_ratio)
 
     def silent_losses(self, tap: str) -> int:
         """Bulk cells in which the tap admits no loss and yet some bytes did not arrive."""
@@ -160,10 +166,8 @@ def _stream_targets(table: Table) -> list[Target]:
             for other, limit in (("ring only", 1.25), ("tcpdump to nc", 0.6), ("tc mirred to vxlan", 0.7)):
                 if other in table.taps:
                     ratio = table.ratio("stream", other, "small", inbound, on, added_microseconds)
-                    if ratio is not None:
-                        found.append(Target(f"added CPU per small packet ÷ {other}, {where}", ratio, limit))
+                    found.append(Target(f"added CPU per small packet ÷ {other}, {where}", ratio, limit))
             ratio = table.ratio("stream", "ring only", "bulk", inbound, on, kept)
-            if ratio is not None:
-                found.append(Target(f"bulk TCP kept ÷ ring only, {where}", ratio, 0.9, at_most=False))
+            found.append(Target(f"bulk TCP kept ÷ ring only, {where}", ratio, 0.9, at_most=False))
     silent = float(table.silent_losses("stream"))
     return [*found, Target("bulk cells with bytes lost in silence", Figure(silent, silent, silent), 0)]

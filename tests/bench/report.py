@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 
 from tests.bench import figures
 from tests.bench.clocks import machine
@@ -70,7 +71,7 @@ def _preamble(results: Results) -> str:
     return (
         "# Measured\n\n"
         f"`{results.command}` on {time.strftime('%Y-%m-%d', time.gmtime())}: {machine()}, "
-        f"Python {platform.python_version()}. {results.rounds} interleaved rounds of {results.seconds:g} s per cell, "
+        f"Python {platform.python_version()}. Interleaved rounds: {results.rounds}, {results.seconds:g} s a cell; "
         "medians over the rounds, in parentheses the 95 % interval of the median (bootstrap).\n\n"
         "Three hosts in network namespaces on a bridge: `vm` (tapped), `peer`, `collector`; the copies leave through "
         "the NIC that is tapped. Both directions are captured; *in* and *out* say where the load goes. CPU is what is "
@@ -105,8 +106,8 @@ def _bulk(table: Table, on: bool) -> str:
 
     header = ["tap", "kept: in", "out", "Gbit/s", "copied ÷ application bytes", "added CPU s/GB", "lost"]
     return (
-        f"## Bulk TCP, offloads {'on' if on else 'off'}\n\nOne flow as fast as it goes; *kept* is the application's rate "
-        "beside its rate without a tap. *lost* are the records that the tap itself admits, over all rounds.\n\n"
+        f"## Bulk TCP, offloads {'on' if on else 'off'}\n\nOne flow as fast as it goes; *kept* is the application's "
+        "rate beside its rate without a tap. *lost* are the records that the tap itself admits, over all rounds.\n\n"
         + rows(header, [line(tap) for tap in table.taps])
     )
 
@@ -116,13 +117,15 @@ def _pair(both: Sequence[Figure]) -> str:
 
 
 def _starts(starts: Sequence[Start]) -> str:
-    body = [
-        [one.name, f"{figures.figure(one.milliseconds).median:.0f}", f"{min(one.milliseconds):.0f} to "
-         f"{max(one.milliseconds):.0f}", f"{one.resident_bytes / 1e6:.1f}", f"{one.ring_bytes / 1e6:.1f}"]
-        for one in starts
-    ]  # fmt: skip
+    def line(one: Start) -> list[str]:
+        times, sizes = one.milliseconds, (one.resident_bytes, one.ring_bytes)
+        spread = f"{min(times):.0f} to {max(times):.0f}"
+        return [one.name, f"{median(times):.0f}", spread, *(f"{size / 1e6:.1f}" for size in sizes)]
+
     header = ["program", "exec to first packet, ms", "range", "resident without the ring, MB", "ring, MB"]
-    return f"## Start and memory\n\nMedian of {len(starts[0].milliseconds)} starts.\n\n" + rows(header, body)
+    return f"## Start and memory\n\nMedian of {len(starts[0].milliseconds)} starts.\n\n" + rows(
+        header, [line(one) for one in starts]
+    )
 
 
 def _feeds(feeds: Sequence[Feed]) -> str:
@@ -142,10 +145,7 @@ def _writers(writers: Sequence[Writer]) -> str:
 
 
 def _judged(judged: Sequence[Target]) -> str:
-    body = [
-        [one.name, one.figure, f"{'≤' if one.at_most else '≥'} {one.limit:g}", "met" if one.is_met else "**missed**"]
-        for one in judged
-    ]
+    body = [[one.name, one.figure, f"{'≤' if one.at_most else '≥'} {one.limit:g}", one.verdict] for one in judged]
     return "## Targets\n\n" + rows(["what", "measured", "target", ""], body)
 
 

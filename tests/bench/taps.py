@@ -18,7 +18,8 @@ from typing import Any
 
 from guestagent.capture.bpf import compose
 from guestagent.capture.engine import DEFAULT_RING_BYTES
-from guestagent.capture.interfaces import describe, select as select_links
+from guestagent.capture.interfaces import describe
+from guestagent.capture.interfaces import select as select_links
 from guestagent.capture.probes import probe_virtio
 from guestagent.capture.ring import BLOCK_BYTES, Ring
 from guestagent.lab.hosts import Host
@@ -51,7 +52,7 @@ def base(_scene: Scene) -> Iterator[Running]:
 
 @contextmanager
 def ring_only(scene: Scene) -> Iterator[Running]:
-    """Our ring, its blocks given back at once: the floor under every tap that gets its packets from the kernel's ring."""
+    """Our ring, its blocks given back at once: the floor under every tap that reads a ring of the kernel's."""
     task = scene.vm.start(release_blocks)
     try:
         wait_for(lambda: is_tapped(task.pid, scene.interface_index), "the ring")
@@ -102,7 +103,8 @@ def tcpdump(scene: Scene) -> Iterator[Running]:
     argv = ["tcpdump", "-i", "eth0", "-w", "-", f"not tcp port {NC_PORT}"]
     dump = scene.vm.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     pipe = scene.vm.popen(["nc", COLLECTOR, str(NC_PORT)], stdin=dump.stdout, **QUIET)
-    dump.stdout.close()
+    if dump.stdout:
+        dump.stdout.close()  # nc holds the pipe alone, so it ends with tcpdump
     try:
         wait_for(lambda: is_tapped(dump.pid, scene.interface_index), "tcpdump")
         yield Running((dump.pid, pipe.pid))
@@ -139,6 +141,8 @@ TAPS: dict[str, Tap] = {
     "tcpdump to nc": tcpdump,
     "tc mirred to vxlan": mirred,
 }
+FOREIGN = ("tcpdump to nc", "tc mirred to vxlan")
+"""They need a program or a kernel feature that a machine may lack; the comparison goes on without them."""
 
 
 @contextmanager
@@ -168,6 +172,7 @@ def guestagent(host: Host, *arguments: str) -> Iterator[tuple["subprocess.Popen[
     """A verb of ours on a host, and how to ask for its status; ended as an operator ends it."""
     with TemporaryDirectory(prefix="guestagent-bench-") as directory:
         environment = {**os.environ, "RUNTIME_DIRECTORY": directory}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled once, not at each start
         process = host.popen([sys.executable, "-m", "guestagent", *arguments], env=environment, **QUIET)
         status = Path(directory) / f"{'agent' if arguments[0] == 'run' else 'collector'}-{process.pid}.sock"
         try:

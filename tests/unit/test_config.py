@@ -1,0 +1,294 @@
+"""The config: each bad input is one sentence that begins with the key's path; good ones come out as they were meant."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guestagent.config import (
+    CollectConfig,
+    Endpoint,
+    RunConfig,
+    load_collect,
+    load_run,
+    parse_endpoint,
+    parse_size,
+    parse_slice,
+)
+from guestagent.errors import ConfigError
+
+LISTEN = {"listen": ["tcp://127.0.0.1:0"]}
+
+
+def run_with(tmp_path: Path, text: str | bytes, flags: dict[str, Any] | None = None) -> RunConfig:
+    """The config of `run` with this file."""
+    path = tmp_path / "guestagent.toml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return load_run(str(path), flags or {})
+
+
+def test_defaults() -> None:
+    """Without file and flags `run` writes everything of the default interface to captures."""
+    assert RunConfig() == load_run(None, {})
+    assert (Endpoint("dir", path="captures"),) == load_run(None, {}).to
+    assert CollectConfig(listen=(Endpoint("tcp", "127.0.0.1", 0),)) == load_collect(None, LISTEN)
+
+
+def test_every_key_of_run(tmp_path: Path) -> None:
+    """Each key of a complete file arrives with its meaning."""
+    text = """
+    interface = ["eth*", "ens5"]
+    to = "tcp://[2001:db8::1]"
+    filter = "tcp port 80"
+    slice = 128
+    ring = "16MiB"
+    promiscuous = true
+    engine = "ring"
+    full = true
+    duration = 1.5
+    report = "r.json"
+    agent_id = "vm-1"
+    rotate_bytes = "1.5 GB"
+    rotate_seconds = 60
+    retain_bytes = 0
+    """
+    expected = RunConfig(
+        interface=("eth*", "ens5"),
+        to=(Endpoint("tcp", "2001:db8::1", 4795),),
+        filter="tcp port 80",
+        slice=128,
+        ring=16 << 20,
+        promiscuous=True,
+        engine="ring",
+        full=True,
+        duration=1.5,
+        report="r.json",
+        agent_id="vm-1",
+        rotate_bytes=1_500_000_000,
+        rotate_seconds=60.0,
+        retain_bytes=0,
+    )
+
+    assert expected == run_with(tmp_path, text)
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    """A flag that was given replaces the file's key; one that was not leaves it."""
+    config = run_with(tmp_path, 'slice = 128\nring = "1MB"\n', {"slice": "headers", "ring": None})
+
+    assert ("headers", 1_000_000) == (config.slice, config.ring)
+
+
+BAD_FILES = [
+    ("colour = 1", "colour is no key of the config: choose among interface, to"),
+    ("run.slice = 1", "run is no key of the config"),
+    ("[tls]\nca = 'x'", "tls is no key of the config"),
+    ("slice = 13", "slice: 13 is neither"),
+    ("slice = 262145", "slice: 262145 is neither"),
+    ("slice = -1", "slice: -1 is neither"),
+    ("slice = 1.5", "slice: 1.5 must be"),
+    ("slice = true", "slice: True must be"),
+    ("slice = 'half'", "slice: 'half' is neither"),
+    ("ring = 'much'", "ring: 'much' is no size"),
+    ("ring = '64M'", "ring: '64M' is no size"),
+    ("ring = '-1'", "ring: '-1' is no size"),
+    ("ring = -1", "ring: -1 is no size"),
+    ("ring = 1.5", "ring: 1.5 must be a size"),
+    ("ring = []", "ring: [] must be a size"),
+    ("ring = true", "ring: True must be a size"),
+    (f"ring = '{'9' * 400}'", "is no size"),
+    (f"ring = {'9' * 400}", "is no size"),
+    (f"ring = {'9' * 5000}", "is no TOML"),
+    (f"ring = {'[' * 3000}{']' * 3000}", "is no TOML"),
+    ("duration = -1", "duration: -1 must be a number of seconds"),
+    ("duration = nan", "duration: nan must be a number of seconds"),
+    ("duration = inf", "duration: inf must be a number of seconds"),
+    ("duration = '1s'", "duration: '1s' must be a number of seconds"),
+    ("duration = true", "duration: True must be a number of seconds"),
+    ("promiscuous = 1", "promiscuous: 1 must be true or false"),
+    ("full = 'yes'", "full: 'yes' must be true or false"),
+    ("engine = 'dpdk'", "engine: 'dpdk' must be ring, portable or auto"),
+    ("engine = []", "engine: [] must be ring"),
+    ("filter = 80", "filter: 80 must be text"),
+    ('filter = "tcp\\u0000"', "must be text"),
+    ("interface = 1", "interface: 1 must be a list"),
+    ("interface = [1]", "interface: 1 must be text"),
+    ("interface = {a = 1}", "must be a list"),
+    ("agent_id = '..'", "agent_id: '..' must be 1 to 64 of"),
+    ("agent_id = 'a/b'", "agent_id: 'a/b' must be 1 to 64 of"),
+    (f"agent_id = '{'x' * 65}'", "must be 1 to 64 of"),
+    ("agent_id = 0", "agent_id: 0 must be"),
+    ("agent_id = false", "agent_id: False must be"),
+    ("to = []", "to: the list is empty"),
+    ("to = ['dir:a', 'dir:b']", "to: this version sends to one destination"),
+    ("to = 5", "to: 5 must be a list"),
+    ("to = 'udp://h'", "to: 'udp://h' is no address that this version knows"),
+    ("slice =", "is no TOML"),
+    ("slice = 1\nslice = 2", "is no TOML"),
+    (b"\xff\xfe", "is no TOML"),
+    ("date = 1979-05-27", "date is no key"),
+    ("rotate_seconds = 1979-05-27", "must be a number of seconds"),
+]
+
+
+@pytest.mark.parametrize("text, message", BAD_FILES, ids=lambda value: str(value)[:30])
+def test_bad_files_are_one_sentence(tmp_path: Path, text: str | bytes, message: str) -> None:
+    """Each bad key or value is a ConfigError of one line that names file and key, and no traceback."""
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        run_with(tmp_path, text)
+
+    assert 2 == caught.value.exit_code
+    assert "\n" not in str(caught.value)
+    assert "guestagent.toml" in str(caught.value) or message.startswith("to: th")
+
+
+def test_missing_files_are_one_sentence(tmp_path: Path) -> None:
+    """A config that is not there, or is a directory, is named with the reason."""
+    with pytest.raises(ConfigError, match="can't be read: No such file or directory"):
+        load_run(str(tmp_path / "none.toml"), {})
+    with pytest.raises(ConfigError, match="can't be read: Is a directory"):
+        load_collect(str(tmp_path), LISTEN)
+
+
+def test_flags_are_named_as_typed() -> None:
+    """A bad flag is named with its dashes."""
+    with pytest.raises(ConfigError, match=r"^--agent-id: '\.\.' must be"):
+        load_run(None, {"agent_id": ".."})
+    with pytest.raises(ConfigError, match=r"^--rotate-bytes: 'x' is no size"):
+        load_collect(None, {"rotate_bytes": "x", **LISTEN})
+
+
+def test_a_key_of_the_other_verb_is_unknown(tmp_path: Path) -> None:
+    """`write` means nothing to `run`, `to` nothing to `collect`."""
+    with pytest.raises(ConfigError, match="write is no key of the config"):
+        run_with(tmp_path, "write = 'x'")
+    path = tmp_path / "collect.toml"
+    path.write_text("to = 'dir:x'")
+    with pytest.raises(ConfigError, match="to is no key of the config: choose among listen, write"):
+        load_collect(str(path), LISTEN)
+
+
+def test_collect_needs_a_listener() -> None:
+    """Without --listen the sentence shows one."""
+    for flags in ({}, {"listen": None}, {"listen": []}):
+        with pytest.raises(ConfigError, match=r"no --listen: write for example --listen tcp://0\.0\.0\.0:4795"):
+            load_collect(None, flags)
+
+
+SIZES = {
+    "0": 0, "65536": 65536, 7: 7, "1kB": 1000, "1 KB": 1000, "64MB": 64_000_000, "1GiB": 1 << 30, "1.5MiB": 1_572_864,
+    " 2 gb ": 2 * 10**9, "0.5kib": 512,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text, size", SIZES.items())
+def test_sizes(text: str | int, size: int) -> None:
+    """Numbers with decimal and binary units become bytes."""
+    assert size == parse_size(text, "x")
+
+
+@given(st.text(max_size=12) | st.from_regex(r"\d{1,400}\.?\d{0,9} ?[kKmMgG]?[iI]?[bB]?", fullmatch=True))
+def test_any_text_is_a_size_or_refused(text: str) -> None:
+    """Any text is a whole number of bytes or a ConfigError."""
+    try:
+        size = parse_size(text, "--ring")
+    except ConfigError as error:
+        assert str(error).startswith("--ring: ")
+        return
+    assert isinstance(size, int)
+    assert size >= 0
+
+
+@given(st.text(max_size=12) | st.integers() | st.sampled_from(["9" * 5000, "²", "١٤", "full", "headers", "14"]))
+def test_any_slice_is_sound_or_refused(value: str | int) -> None:
+    """Any value is `full`, `headers`, 14 to 262,144 bytes, or a ConfigError."""
+    try:
+        found = parse_slice(value, "--slice")
+    except ConfigError as error:
+        assert str(error).startswith("--slice: ")
+        return
+    assert found in ("full", "headers") or 14 <= int(found) <= 262_144
+
+
+ENDPOINTS = [
+    ("tcp://collector", Endpoint("tcp", "collector", 4795)),
+    ("tcp://collector:1", Endpoint("tcp", "collector", 1)),
+    ("tcp://192.0.2.1:65535", Endpoint("tcp", "192.0.2.1", 65535)),
+    ("tcp://[2001:db8::1]", Endpoint("tcp", "2001:db8::1", 4795)),
+    ("tcp://[2001:db8::1]:99/", Endpoint("tcp", "2001:db8::1", 99)),
+    ("tcp://[fe80::1%eth0]:99", Endpoint("tcp", "fe80::1%eth0", 99)),
+    ("tcp://h:", Endpoint("tcp", "h", 4795)),
+    ("dir:captures", Endpoint("dir", path="captures")),
+    ("dir:/var/lib/a b:c", Endpoint("dir", path="/var/lib/a b:c")),
+]
+
+
+@pytest.mark.parametrize("text, endpoint", ENDPOINTS)
+def test_endpoints(text: str, endpoint: Endpoint) -> None:
+    """Hosts, IPv4 and IPv6 addresses, ports and directories are understood, and written they mean the same."""
+    assert endpoint == parse_endpoint(text, "--to")
+    assert endpoint == parse_endpoint(str(endpoint), "--to")
+
+
+BAD_ENDPOINTS = [
+    ("", "is no address"),
+    ("collector", "is no address"),
+    ("collector:4795", "is no address"),
+    ("udp://h", "is no address"),
+    ("TCP://h", "is no address"),
+    ("://h", "is no address"),
+    ("tcp", "is no address"),
+    ("tcp://", "names no host"),
+    ("tcp://:4795", "names no host"),
+    ("tcp:h", "has parts that mean nothing"),
+    ("tcp://h:0", "names port 0"),
+    ("tcp://h:65536", "is no valid address"),
+    ("tcp://h:-1", "is no valid address"),
+    ("tcp://h:x", "is no valid address"),
+    ("tcp://h:4795:1", "is no valid address"),
+    ("tcp://2001:db8::1", "is no valid address"),
+    ("tcp://[2001:db8::1", "is no valid address"),
+    ("tcp://[x]", "is no valid address"),
+    ("tcp://h/path", "has parts that mean nothing"),
+    ("tcp://h?vni=1", "has parts that mean nothing"),
+    ("tcp://h#x", "has parts that mean nothing"),
+    ("tcp://user@h", "has parts that mean nothing"),
+    ("dir:", "names no directory"),
+]
+
+
+@pytest.mark.parametrize("text, message", BAD_ENDPOINTS)
+def test_bad_endpoints_are_one_sentence(text: str, message: str) -> None:
+    """Each wrong address is refused with what it may be."""
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_endpoint(text, "--to")
+    assert str(caught.value).startswith(f"--to: {text!r}")
+    assert ": write " in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["dir:x", "udp://:1", "tcp://h:99999", "tcp:h"])
+def test_bad_listeners(text: str) -> None:
+    """A listener is a TCP address."""
+    with pytest.raises(ConfigError, match="write tcp://HOST:PORT"):
+        parse_endpoint(text, "--listen", passive=True)
+
+
+def test_a_listener_may_name_all_addresses_and_any_port() -> None:
+    """No host means all addresses, port 0 any free one."""
+    assert Endpoint("tcp", "", 0) == parse_endpoint("tcp://:0", "--listen", passive=True)
+    assert Endpoint("tcp", "::", 5) == parse_endpoint("tcp://[::]:5", "--listen", passive=True)
+
+
+@given(st.text(max_size=30) | st.text(alphabet="tcp:/[]%.@?#0123456789abd", max_size=30).map("tcp://".__add__))
+def test_any_text_is_an_endpoint_or_refused(text: str) -> None:
+    """Any text is an address or a ConfigError."""
+    for passive in (False, True):
+        try:
+            endpoint = parse_endpoint(text, "--to", passive=passive)
+        except ConfigError:
+            continue
+        assert endpoint.scheme == "tcp" or not passive
+        assert 0 <= endpoint.port <= 65535
