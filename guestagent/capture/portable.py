@@ -146,7 +146,7 @@ class PortableSource:
         """Back to the pool; the last one back is the next one filled, since its memory is warm."""
         was_full = self._is_full()
         block.memory.release()
-        self._free.append(block.index)
+        self._free.append(block.number)
         self._held -= 1
         if was_full:
             self._waker.wake_after(AT_ONCE_NS)

@@ -144,7 +144,7 @@ class Ring:
         block.memory.release()
         with _barrier:
             pass
-        self._words[(block.index * self._block_bytes + BLOCK_STATUS_OFFSET_BYTES) // _WORD_BYTES] = _STATUS_KERNEL
+        self._words[(block.number * self._block_bytes + BLOCK_STATUS_OFFSET_BYTES) // _WORD_BYTES] = _STATUS_KERNEL
         self._held -= 1
 
     def held_blocks(self) -> int:

@@ -14,7 +14,7 @@ PRIVATE_BYTES = 24
 class RetiredBlock(NamedTuple):
     """A block on loan from an engine. `memory[start - PRIVATE_BYTES:end]` is the lender's to write and send."""
 
-    index: int
+    number: int
     memory: memoryview
     start: int
     end: int
