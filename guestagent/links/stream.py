@@ -74,7 +74,7 @@ class StreamLink:
         self._sending: memoryview | None = None
         self._heard_at = self._checked_at = 0.0
         self.is_blocked = False
-        self._queued_bytes = 0
+        self._drained_bytes = self.state.sent_bytes
 
     # -- time ---------------------------------------------------------------------------------------------------
 
@@ -111,8 +111,8 @@ class StreamLink:
         """On a slow path a ping waits behind data; bytes that the peer's kernel takes are a sign of life meanwhile."""
         assert self._socket is not None
         queued: int = struct.unpack("@i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))[0]
-        before, self._queued_bytes = self._queued_bytes, queued
-        return 0 < queued != before
+        before, self._drained_bytes = self._drained_bytes, self.state.sent_bytes - queued
+        return queued > 0 and self._drained_bytes > before
 
     # -- coming up ----------------------------------------------------------------------------------------------
 

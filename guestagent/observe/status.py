@@ -30,17 +30,18 @@ class StatusSocket:
     def __init__(self, role: str, snapshot: Callable[[], dict[str, Any]]) -> None:
         self.path = directory() / f"{role}-{os.getpid()}.sock"
         self._snapshot = snapshot
+        self._socket = socket.socket(
+            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
         try:
             self.path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
             self.path.unlink(missing_ok=True)
-            self._socket = socket.socket(
-                socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-            )
             self._socket.bind(str(self.path))
             self.path.chmod(_SOCKET_MODE)
             self._socket.listen(8)
         except OSError as error:
-            raise RunError(f"no status socket at {self.path}: {error.strerror}") from error
+            self._socket.close()
+            raise RunError(f"no status socket at {self.path}: {error.strerror or error}") from error
 
     def fileno(self) -> int:
         """The listening descriptor."""

@@ -59,7 +59,7 @@ class CollectorHello:
 def _field(value: dict[str, Any], key: str, kind: type, where: str, least: int = 0, most: int = _MOST_INTEGER) -> Any:
     """A whole number in its range, or a text that is fit to be shown and encoded: the rest of it is escaped."""
     found: Any = value.get(key)
-    if type(found) is not kind:
+    if found.__class__ is not kind:
         raise ProtocolError(f"{where}: {key} is {'missing' if found is None else 'no ' + kind.__name__}")
     if kind is int and not least <= found <= most:
         raise ProtocolError(f"{where}: {key} is out of range")

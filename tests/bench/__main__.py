@@ -9,11 +9,12 @@ make bench ARGS=--gate                     for CI: short, fails only far from th
 import argparse
 import os
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
 
-from guestagent.errors import GuestagentError
+from guestagent.errors import GuestagentError, HostError
 from tests.bench import collector, report, rounds, start, writers
 from tests.bench.clocks import busy_seconds
 from tests.bench.taps import TAPS
@@ -28,6 +29,9 @@ QUICK, GATE, DEFAULT = (1, 1.0, 3), (4, 1.0, 3), (3, 3.0, 10)
 def main() -> int:
     """Measure, print, write; 1 where the gate is missed."""
     flags = _flags()
+    if os.geteuid() != 0:
+        raise HostError("it counts the CPU of processes in other network namespaces: run it with sudo")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that every `with` cleans up
     number, seconds, starts = QUICK if flags.quick else GATE if flags.gate else DEFAULT
     number, seconds = flags.rounds or number, flags.seconds or seconds
     is_short = flags.quick or flags.gate

@@ -376,7 +376,7 @@ def test_released_memory_is_used_again(kind: str, pair: tuple[Host, Host]) -> No
     agent, peer = pair
     frames = numbered(3 * FEWEST_BLOCKS * BLOCK_BYTES // 1400, 1300)
     with capturing(agent, kind) as tap:
-        peer.start(inject, "eth0", frames, 10_000)
+        peer.start(inject, "eth0", frames, 5_000)
         seen = tap.collect(len(frames))
         addresses = tap.block_addresses()
 

@@ -122,7 +122,7 @@ class TwoEnds(RuleBasedStateMachine):
         assert 0 == len(self.window) == self.window.unsent
 
 
-TwoEnds.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TwoEnds.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 TestTwoEnds = TwoEnds.TestCase
 
 

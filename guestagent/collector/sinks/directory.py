@@ -41,7 +41,7 @@ class DirectorySink:
 
     def _mend(self, folder: Path) -> None:
         """Cut torn ends off the files that a killed collector was writing, and remember how far their runs came."""
-        files = sorted(folder.glob("*.pcapng"), key=lambda path: path.stat().st_mtime_ns)
+        files = sorted(folder.glob("*.pcapng"), key=_age)
         for path in files[-_FILES_TO_MEND:]:
             found = recover_file(path, from_last_mark=True)
             if found is None:
@@ -72,6 +72,11 @@ class DirectorySink:
         for track in self._tracks:
             track.close()
         os.close(self._lock)
+
+
+def _age(path: Path) -> tuple[int, int, str]:
+    """Files of one tick of the kernel's clock are told apart by their number."""
+    return path.stat().st_mtime_ns, len(path.name), path.name
 
 
 class _Pages:
