@@ -34,6 +34,8 @@ PACKET_OUTGOING = 4
 
 VIRTIO = Struct("<BBHHHH")
 """struct virtio_net_hdr: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset."""
+VIRTIO_CSUM = Struct("<HH")
+"""Its last two fields, alone."""
 VIRTIO_NEEDS_CSUM = 1
 
 LAYOUT_VIRTIO = "tpacket3+virtio"

@@ -18,8 +18,8 @@ SUSPICION_SECONDS = 1.0
 LEAST_BYTES_PER_SECOND = 125_000
 """1 Mbit/s: less harms nobody, and slow traffic stops by itself too often to prove anything."""
 HOLDS_SECONDS = (0.4, 0.9, 2.0)
-"""The proof. Bursts with pauses may miss one hold or two; those of any one period that miss the first two meet the third,
-and silence costs nothing."""
+"""The proof. Bursts with pauses may miss one hold or two; those of any one period that miss the first two meet the
+third. Silence costs nothing."""
 SETTLE_SECONDS = 0.12
 """The first part of a hold still shows what was on its way."""
 STOPPED_FRACTION = 0.2

@@ -30,9 +30,7 @@ class StatusSocket:
     def __init__(self, role: str, snapshot: Callable[[], dict[str, Any]]) -> None:
         self.path = directory() / f"{role}-{os.getpid()}.sock"
         self._snapshot = snapshot
-        self._socket = socket.socket(
-            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        )
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             self.path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
             self.path.unlink(missing_ok=True)

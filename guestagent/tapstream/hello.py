@@ -56,16 +56,20 @@ class CollectorHello:
     unsupported_gso: dict[int, int]
 
 
-def _field(value: dict[str, Any], key: str, kind: type, where: str, least: int = 0, most: int = _MOST_INTEGER) -> Any:
+def _field(
+    value: dict[str, Any], key: str, kind: type, where: str, *, least: int = 0, most: int = _MOST_INTEGER
+) -> Any:
     """A whole number in its range, or a text that is fit to be shown and encoded: the rest of it is escaped."""
     found: Any = value.get(key)
     if found.__class__ is not kind:
         raise ProtocolError(f"{where}: {key} is {'missing' if found is None else 'no ' + kind.__name__}")
-    if kind is int and not least <= found <= most:
+    if isinstance(found, str):
+        if len(found) > MOST_TEXT_CHARACTERS:
+            raise ProtocolError(f"{where}: {key} is longer than {MOST_TEXT_CHARACTERS} characters")
+        return printable(found)
+    if isinstance(found, int) and not least <= found <= most:
         raise ProtocolError(f"{where}: {key} is out of range")
-    if kind is str and len(found) > MOST_TEXT_CHARACTERS:
-        raise ProtocolError(f"{where}: {key} is longer than {MOST_TEXT_CHARACTERS} characters")
-    return printable(found) if kind is str else found
+    return found
 
 
 def _name(value: dict[str, Any], key: str, where: str) -> str:

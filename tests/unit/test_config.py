@@ -195,8 +195,7 @@ def test_any_text_is_a_size_or_refused(text: str) -> None:
     """Any text is a whole number of bytes or a ConfigError."""
     try:
         size = parse_size(text, "--ring")
-    except ConfigError as error:
-        assert str(error).startswith("--ring: ")
+    except ConfigError:
         return
     assert isinstance(size, int)
     assert size >= 0
@@ -207,8 +206,7 @@ def test_any_slice_is_sound_or_refused(value: str | int) -> None:
     """Any value is `full`, `headers`, 14 to 262,144 bytes, or a ConfigError."""
     try:
         found = parse_slice(value, "--slice")
-    except ConfigError as error:
-        assert str(error).startswith("--slice: ")
+    except ConfigError:
         return
     assert found in ("full", "headers") or 14 <= int(found) <= 262_144
 

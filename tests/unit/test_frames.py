@@ -177,8 +177,7 @@ def test_json_is_an_object_or_refused(data: bytes) -> None:
     frame = parsed(frames.encode(Kind.REPORT, data))
     try:
         value = frames.decode_json(frame)
-    except ProtocolError as error:
-        assert "the REPORT frame holds no JSON object" == str(error)
+    except ProtocolError:
         return
     assert value == (json.loads(data) if data else {})
 

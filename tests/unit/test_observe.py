@@ -159,7 +159,7 @@ def test_a_runtime_directory_that_can_not_be_is_one_sentence(tmp_path: Path, mon
     """Without its directory the status socket says where and why."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("RUNTIME_DIRECTORY", f"{tmp_path}/file/run")
-    with pytest.raises(RunError, match="no status socket at .*/file/run/agent-.*: Not a directory"):
+    with pytest.raises(RunError, match=r"no status socket at .*/file/run/agent-.*: Not a directory"):
         StatusSocket("agent", dict)
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / ("x" * 120)))
     with pytest.raises(RunError, match="AF_UNIX path too long"):
@@ -247,7 +247,7 @@ def test_a_report_that_can_not_be_is_refused_at_start(tmp_path: Path) -> None:
     """A directory that is missing, or stands where the file should, is told before the run and not after it."""
     reports.check_writable("")
     for path in (tmp_path / "none" / "report.json", tmp_path):
-        with pytest.raises(ConfigError, match="^--report: .*(choose another path|name a file)$"):
+        with pytest.raises(ConfigError, match=r"^--report: .*(choose another path|name a file)$"):
             reports.check_writable(str(path))
 
 

@@ -106,7 +106,7 @@ def test_frames_are_read_as_they_were(rows: list[Row]) -> None:
 
 
 DIRECTIONS = {0: (1, 1), 1: (1, 3), 2: (1, 2), 3: (1, 4), 4: (2, 0)}
-"""epb_flags by packet type: (bits 0-1: 1 inbound, 2 outbound; bits 2-4: 1 unicast, 2 multicast, 3 broadcast, 4 other)."""
+"""epb_flags by packet type: bits 0-1 are 1 in, 2 out; bits 2-4 are 1 unicast, 2 multicast, 3 broadcast, 4 other."""
 
 
 @pytest.mark.parametrize("kind", DIRECTIONS)
@@ -293,7 +293,7 @@ def test_capinfos_reads_interface_and_statistics(written: Path) -> None:
 
 
 def test_tshark_reads_frames_and_directions(written: Path) -> None:
-    """tshark decodes tag, addresses, direction, interface and the time to the nanosecond; our own blocks stay unseen."""
+    """tshark decodes tag, addresses, direction, interface and time to the nanosecond; our own blocks stay unseen."""
     fields = ["frame.time_epoch", "vlan.id", "ip.dst", "tcp.srcport", "frame.interface_name"]
     flags = [word for field in fields for word in ("-e", field)]
     said = tool("tshark", "-r", str(written), "-T", "fields", *flags)

@@ -208,7 +208,7 @@ def test_a_hostile_agent_is_cut_off_and_named(rig: Rig, data: bytes, reason: str
 
     assert (1, 0, 0) == tuple(rig.report()[key] for key in ("refused", "received", "written"))
     assert any(kind is Kind.BYE and value["reason"] for kind, _, value in peer.heard)
-    assert reason.split()[0] in str(peer.heard)
+    assert reason.split(maxsplit=1)[0] in str(peer.heard)
     healthy(rig)
 
 
@@ -250,7 +250,7 @@ def test_a_silent_agent_is_gone_and_may_come_back(rig: Rig) -> None:
 
 
 def flood(rig: Rig, data: bytes, most_turn_seconds: float) -> None:
-    """Send and never read, until cut off; no turn of the collector takes long, and another agent is served meanwhile."""
+    """Send and never read, until cut off; no turn of the collector takes long, and another agent is served then."""
     peer = rig.peer(greeting(), receive_bytes=4096)
     rig.until(lambda: "vm-1" in rig.registry.agents)
     view = memoryview(data * (1_000_000 // len(data)))
@@ -427,9 +427,9 @@ def test_a_port_in_use_is_one_sentence(rig: Rig) -> None:
     """A listener that can't be opened is a ConfigError that names address, reason and flag."""
     host, port = rig.address
     other = Server(rig.loop, rig.registry)
-    with pytest.raises(ConfigError, match=f"can't listen on {host}:{port}: .* choose another --listen"):
+    with pytest.raises(ConfigError, match=rf"can't listen on {host}:{port}: .* choose another --listen"):
         other.listen(host, port)
-    with pytest.raises(ConfigError, match="can't listen on 192.0.2.77:4795"):
+    with pytest.raises(ConfigError, match=r"can't listen on 192\.0\.2\.77:4795"):
         other.listen("192.0.2.77", 4795)
 
 

@@ -1,6 +1,7 @@
 """Several sources as one: blocks by time, and a ledger whose identity holds whatever happens to them."""
 
 from collections import deque
+from itertools import chain
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -104,7 +105,7 @@ def test_blocks_come_in_order_of_time(times: list[list[int]]) -> None:
     tap = Tap(sources)
     taken = list(iter(tap.take, None))
 
-    assert sorted(sum(times, [])) == [block.first_ns for _, block in taken]
+    assert sorted(chain.from_iterable(times)) == [block.first_ns for _, block in taken]
     assert all(source.held_blocks() == len(row) for source, row in zip(sources, times, strict=True))
 
 

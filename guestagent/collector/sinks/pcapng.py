@@ -1,7 +1,7 @@
 """pcapng blocks as bytes (draft-ietf-opsawg-pcapng): section, interfaces, packets, statistics, our own marks. Pure.
 
-Why not a library: in one run on one core, 512-byte packets cost python-pcapng's writer 40 and scapy's 19 times the
-CPU of this file (tests/bench/pcapng.py), and neither knows how to keep up with 400,000 packets/s.
+Why not a library: in one run on one core, 512-byte packets cost scapy's PcapNgWriter 2.8 times and python-pcapng's
+writer 20 times the CPU of this file (`python -m tests.bench --only writers`), and 400,000 packets/s are the goal.
 
 Our own blocks have a type of the range that the draft reserves for local use (the highest bit is set), which readers
 skip. Custom blocks (0x00000BAD) are the other way, but Wireshark 4.0 lists each as a packet of its own.
@@ -24,10 +24,11 @@ from guestagent.capture.block import (
     STATUS_VLAN_TPID_VALID,
     STATUS_VLAN_VALID,
     VIRTIO,
+    VIRTIO_CSUM,
     VIRTIO_NEEDS_CSUM,
     walk,
 )
-from guestagent.encap.checksum import complete
+from guestagent.encap.checksum import internet_checksum
 from guestagent.model import Interface
 
 SECTION, INTERFACE, STATISTICS, PACKET, OURS = 0x0A0D0D0A, 1, 5, 6, 0x80006761
@@ -146,42 +147,50 @@ class PacketEncoder:
 
         Raises MalformedBlock; then nothing of the run may be written.
         """
-        parts: list[bytes | bytearray | memoryview] = []
+        parts: list[bytes | memoryview] = []
         append, pack_head, pack_length, fixed = parts.append, _PACKET_HEAD.pack, _LENGTH.pack, _PACKET_FIXED_BYTES
         needs_care = STATUS_CSUM_NOT_READY | STATUS_VLAN_VALID
         stale = 0
-        frame: bytearray | memoryview
         for record in walk(records, count):
             if record is None:
                 stale += 1
                 continue
             time_ns, captured, original, status, start, stop, _, _, kind = record
+            pieces: list[bytes | memoryview] = [records[start:stop]]
             if status & needs_care:
-                frame = self._finished(records, record)
-                original = min(original + len(frame) - captured, _MOST_LENGTH)
-                captured = len(frame)
-            else:
-                frame = records[start:stop]
+                added = self._finish(pieces, records, record)
+                captured += added
+                original = min(original + added, _MOST_LENGTH)
             pad = -captured & 3
             total = fixed + captured + pad
             append(pack_head(PACKET, total, index, time_ns >> 32, time_ns & 0xFFFFFFFF, captured, original))
-            append(frame)
+            parts += pieces
             append(_TAILS[kind][pad])
             append(pack_length(total))
         return b"".join(parts), count - stale, stale
 
-    def _finished(self, records: memoryview, record: tuple[int, ...]) -> bytearray:
-        """The frame as it was on the wire: first the checksum, whose place is counted without the tag; then the tag."""
+    def _finish(self, pieces: list[bytes | memoryview], records: memoryview, record: tuple[int, ...]) -> int:
+        """Make the frame, given as one piece, what it was on the wire, without a copy of it; bytes that were added.
+
+        First the checksum, whose place is counted without the tag; then the tag.
+        """
         _, captured, original, status, start, stop, tci, tpid, _ = record
-        frame = bytearray(records[start:stop])
         if status & STATUS_CSUM_NOT_READY:
             done = False
-            if self._has_virtio and captured == original:
-                flags, _, _, _, csum_start, csum_offset = VIRTIO.unpack_from(records, start - VIRTIO.size)
-                done = bool(flags & VIRTIO_NEEDS_CSUM) and complete(frame, csum_start, csum_offset)
+            if self._has_virtio and captured == original and records[start - VIRTIO.size] & VIRTIO_NEEDS_CSUM:
+                csum_start, csum_offset = VIRTIO_CSUM.unpack_from(records, start - VIRTIO_CSUM.size)
+                covered = start + csum_start
+                place = covered + csum_offset
+                if place + 2 <= stop:
+                    checksum = internet_checksum(records[covered:stop]).to_bytes(2, "big")
+                    pieces[:] = [records[start:place], checksum, records[place + 2 : stop]]
+                    done = True
             self.checksums_completed += done
             self.checksums_left += not done
-        if status & STATUS_VLAN_VALID and len(frame) >= _MAC_ADDRESSES_BYTES:
-            protocol = tpid if status & STATUS_VLAN_TPID_VALID else _ETHERTYPE_VLAN
-            frame[_MAC_ADDRESSES_BYTES:_MAC_ADDRESSES_BYTES] = _VLAN_TAG.pack(protocol, tci & 0xFFFF)
-        return frame
+        head = pieces[0]
+        if not status & STATUS_VLAN_VALID or len(head) < _MAC_ADDRESSES_BYTES:
+            return 0
+        protocol = tpid if status & STATUS_VLAN_TPID_VALID else _ETHERTYPE_VLAN
+        tag = _VLAN_TAG.pack(protocol, tci & 0xFFFF)
+        pieces[:1] = [head[:_MAC_ADDRESSES_BYTES], tag, head[_MAC_ADDRESSES_BYTES:]]
+        return _VLAN_TAG.size
