@@ -9,7 +9,6 @@ down the ring is the only buffer, and the kernel drops and counts when it is ful
 """
 
 import logging
-import os
 import signal
 import time
 from contextlib import ExitStack
@@ -17,7 +16,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from guestagent import __version__, identity
-from guestagent.capture.engine import Wish, open_capture
+from guestagent.capture.engine import Capture
 from guestagent.capture.interfaces import links
 from guestagent.capture.ring import RETIRE_MS
 from guestagent.config import RunConfig
@@ -30,7 +29,6 @@ from guestagent.loop import EDGE, READABLE, Loop
 from guestagent.observe import reports
 from guestagent.observe.status import StatusSocket
 from guestagent.observe.words import LiveLine, RateLine, ledger_sentence
-from guestagent.route import refuse_tunnel_loop
 
 log = logging.getLogger("guestagent.agent")
 
@@ -44,22 +42,16 @@ QUIET_DRAIN_SECONDS = 2.2 * RETIRE_MS / 1000
 DRAIN_SECONDS = 1.6
 """SIGTERM to exit stays under 2 s, also with a collector that is gone."""
 REST_SECONDS = 0.02
-LIGHT_BYTES = 1024 * 1024
-"""Under light load the agent wakes 50 times a second at most: blocks and acknowledgements gather, and its CPU halves
-(0.72 to 0.31 µs a packet at 50,000 a second). More than 1 MB a turn, or a full socket, and it works without rest."""
+"""The agent wakes 50 times a second at most while blocks and acknowledgements gather, which halves its CPU at 50,000
+small packets a second. It does not rest while the ring fills or the socket is full."""
 DRAIN_STEP_SECONDS = 0.02
-NICENESS = 10
-"""The application goes first. Never SCHED_IDLE: 200 ms delays of the loop were measured."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def run_agent(config: RunConfig) -> int:
+def run_agent(config: RunConfig, capture: Capture) -> int:
     """Tap until a signal, the duration or a fault ends it; the exit code. Raises GuestagentError."""
-    reports.check_writable(config.report)
-    refuse_tunnel_loop(config.to[0], config.interface)
-    os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
     with ExitStack() as stack:
-        agent = Agent(config, stack)
+        agent = Agent(config, capture, stack)
         agent.work()
         agent.drain()
         agent.finish()
@@ -69,14 +61,13 @@ def run_agent(config: RunConfig) -> int:
 class Agent:
     """One run: the desk, the link, and what time asks for. Everything it opens, `stack` closes."""
 
-    def __init__(self, config: RunConfig, stack: ExitStack) -> None:
+    def __init__(self, config: RunConfig, capture: Capture, stack: ExitStack) -> None:
         self._config = config
         self._stop_reason = self._failure = ""
         self._loop = Loop()
         stack.callback(self._loop.close)
         self._loop.on_signals(dict.fromkeys(STOP_SIGNALS, self._signalled))
-        wish = Wish(config.interface, config.filter, config.slice, config.ring, config.promiscuous, config.engine)
-        self._desk = Desk(open_capture(wish), config.agent_id or identity.agent_id())
+        self._desk = Desk(capture, config.agent_id or identity.agent_id())
         self._tap = self._desk.tap
         stack.callback(self._tap.close)
         self._until = self._loop.now() + config.duration if config.duration else float("inf")
@@ -140,12 +131,10 @@ class Agent:
                 detect_at = now + (HELD_DETECT_SECONDS if self._desk.is_held else DETECT_SECONDS)
             self._link.tick(now)
             due = min(report_at, detect_at, self._until, self._link.deadline())
-            sent_before = self._link.state.sent_bytes
-            self._loop.run_once(0.0 if has_more else due - self._loop.now(), rest_until)
+            self._loop.run_once(0.0 if has_more else due - self._loop.now(), rest_until, self._tap.is_filling)
             now = self._loop.now()
             has_more = self._link.pump(now)
-            is_light = self._link.state.sent_bytes - sent_before <= LIGHT_BYTES and not self._link.is_blocked
-            rest_until = now + REST_SECONDS if is_light else 0.0
+            rest_until = 0.0 if self._link.is_blocked else now + REST_SECONDS
 
     def _records_wait(self, _events: int) -> None:
         """A ring needs no more than the wake-up, `work` pumps after it; an engine without one reads its socket here."""

@@ -6,13 +6,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from guestagent.capture.engine import Wish, open_capture
+from guestagent.capture.engine import open_capture
 from guestagent.capture.probes import PROBES
 from guestagent.capture.tap import Tap
 from guestagent.config import RunConfig
 from guestagent.errors import ConfigError, GuestagentError
 from guestagent.observe import reports
 from guestagent.route import refuse_tunnel_loop
+from guestagent.start import wish_of
 
 COLLECTOR_PATIENCE_SECONDS = 3.0
 
@@ -37,8 +38,7 @@ def _say(name: str, ok: bool, detail: str) -> None:
 
 
 def _capture(config: RunConfig) -> str:
-    wish = Wish(config.interface, config.filter, config.slice, config.ring, config.promiscuous, config.engine)
-    capture = open_capture(wish)
+    capture = open_capture(wish_of(config))
     tap = Tap(capture.sources)
     try:
         parts = [

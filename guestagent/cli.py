@@ -55,13 +55,16 @@ _COLLECT_OPTIONS = (
 
 
 def _run(flags: Flags) -> int:
-    from guestagent.agent import run_agent
     from guestagent.config import load_run
     from guestagent.observe import logs
+    from guestagent.start import begin
 
     config = load_run(flags.pop("config"), flags)
     logs.start()
-    return run_agent(config)
+    capture = begin(config)
+    from guestagent.agent import run_agent
+
+    return run_agent(config, capture)
 
 
 def _collect(flags: Flags) -> int:

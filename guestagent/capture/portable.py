@@ -142,6 +142,10 @@ class PortableSource:
             self._held += 1
         return block
 
+    def has_waiting(self, blocks: int) -> bool:  # noqa: ARG002 - the socket's queue is small and must be read at once
+        """Never worth waiting: packets are read when the agent wakes."""
+        return True
+
     def release(self, block: RetiredBlock) -> None:
         """Back to the pool; the last one back is the next one filled, since its memory is warm."""
         was_full = self._is_full()

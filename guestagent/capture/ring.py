@@ -139,6 +139,14 @@ class Ring:
             self._held += 1
         return block
 
+    def has_waiting(self, blocks: int) -> bool:
+        """Is the block so far ahead of our own index retired, or none left that could be?"""
+        if self._held + blocks > self.block_count:
+            return True
+        ahead = (self._next + blocks - 1) % self.block_count
+        status = self._words[(ahead * self._block_bytes + BLOCK_STATUS_OFFSET_BYTES) // _WORD_BYTES]
+        return status != _STATUS_KERNEL
+
     def release(self, block: RetiredBlock) -> None:
         """Clear the block's status word after everything that was read from it."""
         block.memory.release()

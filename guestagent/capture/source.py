@@ -50,6 +50,9 @@ class Source(Protocol):
     def take(self) -> RetiredBlock | None:
         """Like peek, and the next call answers the block after it."""
 
+    def has_waiting(self, blocks: int) -> bool:
+        """Are at least so many retired blocks waiting to be taken? True where the engine can't wait for that."""
+
     def release(self, block: RetiredBlock) -> None:
         """Hand a taken block back; its memory changes from now on."""
 

@@ -11,6 +11,9 @@ from guestagent.capture.bpf import REJECT_ALL, Instruction
 from guestagent.capture.source import RetiredBlock, Source
 from guestagent.model import InterfaceLedger, total
 
+FILLING_BLOCKS = 8
+"""2 MB: a busy agent gathers about so much in a turn, and a default ring of 256 blocks is still nearly empty."""
+
 Loan = tuple[Source, RetiredBlock]
 
 
@@ -82,6 +85,10 @@ class Tap:
             ledger.captured = counted.captured
             ledger.dropped_by_ring = max(0, counted.dropped - ledger.unsupported_gso)
         return total(list(self.ledgers.values()))
+
+    def is_filling(self) -> bool:
+        """Has enough gathered in a ring that it should be looked at now?"""
+        return any(source.has_waiting(FILLING_BLOCKS) for source in self.sources)
 
     def by_name(self) -> dict[str, InterfaceLedger]:
         """Every ledger by its interface's name."""

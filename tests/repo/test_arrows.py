@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": EVERYTHING,
     "demo": EVERYTHING,
     "__main__": EVERYTHING,
+    "start": WORDS | {"capture", "config", "observe", "route"},
     "route": WORDS | {"capture", "config", "links"},
     # The collector's desk: it runs on another machine and knows nothing of agent, capture or governor.
     "collect": WORDS | {"collector", "config", "identity", "links", "loop", "observe", "tapstream"},

@@ -100,7 +100,7 @@ def test_real_traffic_is_never_a_loop(load: Load, same_nic: bool, seed: int) -> 
     called, _, held = simulate(load, echo=0.0, same_nic=same_nic, seconds=120, seed=seed)
 
     assert not called
-    assert held <= 3.0
+    assert held <= (0.0 if same_nic and load in (steady, bulk) else 3.0)
 
 
 @pytest.mark.parametrize("seed", range(60))
