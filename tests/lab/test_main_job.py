@@ -68,22 +68,12 @@ def test_a_bulk_transfer_reassembles_to_the_same_bytes(rig: Rig, lab: Lab, offlo
 
 
 def _stream_of(path: Path, port: int) -> bytes:
-    """What tshark says the client of the first conversation with `port` sent."""
-    fields = ["-T", "fields", "-e", "tcp.seq", "-e", "tcp.payload"]
-    select = ["-Y", f"tcp.dstport == {port} && tcp.len > 0"]
-    output = subprocess.run(
-        ["tshark", "-r", path, *select, *fields], capture_output=True, check=True, text=True, timeout=120
-    ).stdout
-    segments = {}
-    for line in output.splitlines():
-        sequence, payload = line.split("\t")
-        segments[int(sequence)] = bytes.fromhex(payload.replace(":", ""))
-    stream = bytearray()
-    for sequence in sorted(segments):
-        start = sequence - 1
-        assert start <= len(stream), f"a hole at byte {len(stream)}"
-        stream[start : start + len(segments[sequence])] = segments[sequence]
-    return bytes(stream)
+    """What the client of the conversation with `port` sent, as tshark reassembles it."""
+    (stream,) = set(_tshark_fields(path, f"tcp.dstport == {port}", "tcp.stream"))
+    follow = ["tshark", "-q", "-r", path, "-z", f"follow,tcp,raw,{stream}"]
+    lines = subprocess.run(follow, capture_output=True, check=True, text=True, timeout=120).stdout.splitlines()
+    body = lines[next(at for at, line in enumerate(lines) if line.startswith("Node 1:")) + 1 : -1]
+    return b"".join(bytes.fromhex(line) for line in body if not line.startswith("\t"))
 
 
 def test_segmented_datagrams_arrive_whole(rig: Rig, pair: tuple[Host, Host]) -> None:

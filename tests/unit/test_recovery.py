@@ -26,8 +26,8 @@ from tests.fakes import RUN_ID, agent_hello, block_frame, interface, packets_fra
 Sink = DirectorySink | SharedSink
 OTHER_RUN = "fedcba9876543210" * 2
 INFO_SEQUENCE = 5
-STRIDE = 3
-"""Every third byte: blocks are aligned to four, so each place within a word is met in a third of the time."""
+STRIDE = 5
+"""Every fifth byte: blocks are aligned to four, so each place within a word is met in a fifth of the time."""
 A_MARK = pcapng.mark(bytes.fromhex(RUN_ID), 99, 1000, 1, [(0, 0, 0, 5)])
 
 

@@ -246,6 +246,16 @@ def test_old_files_make_room(tmp_path: Path) -> None:
     assert len(files) >= 2
 
 
+def test_the_file_being_written_is_never_deleted(tmp_path: Path) -> None:
+    """However little is to be kept, the current file stays."""
+    registry, run = open_run(DirectorySink(tmp_path, Rotation(rotate_bytes=1500, retain_bytes=1)))
+    for sequence in range(1, 41):
+        run.frame(parsed(packets_frame(sequence, [packet(sequence)])), 0.0)
+        assert run.flush(0.0)
+        assert 1 == len(by_number(tmp_path / "vm-1"))
+    registry.close()
+
+
 def test_a_next_file_that_can_not_be_opened_lets_the_current_one_grow(tmp_path: Path) -> None:
     """Where the next file can't be made, the capture goes on in the one at hand, and no closed descriptor is used."""
     registry, run = open_run(DirectorySink(tmp_path, Rotation(rotate_bytes=1000)))
