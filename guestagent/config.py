@@ -106,12 +106,12 @@ def parse_slice(text: str | int, where: str) -> str | int:
 def parse_endpoint(text: str, where: str, *, passive: bool = False) -> Endpoint:
     """`tcp://HOST[:PORT]` or `dir:PATH`. Raises ConfigError with what the URL may be."""
     usable = "tcp://HOST:PORT" if passive else "tcp://HOST[:PORT] or dir:PATH"
-    scheme, colon, rest = text.partition(":")
+    scheme, _, rest = text.partition(":")
     if scheme == "dir" and not passive:
         if not rest:
             raise ConfigError(f"{where}: {text!r} names no directory: write dir:PATH")
         return Endpoint("dir", path=rest)
-    if scheme != "tcp" or not colon:
+    if scheme != "tcp" or not rest.startswith("//"):
         raise ConfigError(f"{where}: {text!r} is no address that this version knows: write {usable}")
     try:
         parts = urlsplit(text)

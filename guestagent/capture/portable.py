@@ -142,7 +142,7 @@ class PortableSource:
             self._held += 1
         return block
 
-    def has_waiting(self, blocks: int) -> bool:  # noqa: ARG002 - the socket's queue is small and must be read at once
+    def has_waiting(self, blocks: int) -> bool:
         """Never worth waiting: packets are read when the agent wakes."""
         return True
 

@@ -1,10 +1,16 @@
 """One connection of the collector, and the listeners it comes from."""
 
+import logging
 import resource
 import socket
+from contextlib import suppress
 
 from guestagent.collector.run import Run
-from guestagent.tapstream.frames import Deframer
+from guestagent.errors import ConfigError
+from guestagent.tapstream import frames
+from guestagent.tapstream.frames import Deframer, Kind
+
+log = logging.getLogger("guestagent.collector")
 
 _LISTEN_BACKLOG = 512
 _ENOUGH_FILES = 65_536
@@ -20,21 +26,51 @@ class Connection:
         self.unsent = b""
         self.born_at = self.heard_at = self.acked_at = now
         self.waits_for_sink = False
+        self.has_more = False
+        """Its turn ended before its frames did."""
         self.is_finished = False
 
     def fileno(self) -> int:
         """The socket's descriptor."""
         return self.socket.fileno()
 
+    def say_goodbye(self, reason: str) -> None:
+        """Tell the peer why, if it can be told at once; never behind a frame that is half out."""
+        if not self.unsent:
+            preface = b"" if self.run else frames.PREFACE
+            with suppress(OSError):
+                self.socket.send(preface + frames.encode_json(Kind.BYE, {"reason": reason}))
+
 
 def open_listener(host: str, port: int) -> socket.socket:
-    """A listener on one address, or on all of both families where no host is named."""
+    """A listener on one address, or on all of both families where no host is named. Raises ConfigError."""
+    try:
+        listener = _listener(host, port)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"can't listen on {host or '*'}:{port}: {reason}; choose another --listen") from error
+    listener.setblocking(False)
+    return listener
+
+
+def _listener(host: str, port: int) -> socket.socket:
     if not host and socket.has_dualstack_ipv6():
         return socket.create_server(("", port), family=socket.AF_INET6, backlog=_LISTEN_BACKLOG, dualstack_ipv6=True)
-    family, _, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-        0
-    ]
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = found[0]
     return socket.create_server(address[:2], family=family, backlog=_LISTEN_BACKLOG)
+
+
+def accept(listener: socket.socket, now: float) -> Connection | None:
+    """The next stranger; None where it is gone again or the kernel has no room, which is logged."""
+    try:
+        sock, address = listener.accept()
+    except OSError as error:
+        log.warning("a connection could not be accepted: %s", error.strerror)
+        return None
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return Connection(sock, f"{address[0]}:{address[1]}", now)
 
 
 def raise_file_limit() -> int:

@@ -9,10 +9,10 @@ import socket
 from typing import Any
 
 from guestagent.capture.block import LAYOUTS, MalformedBlock
-from guestagent.collector.connection import Connection, open_listener, raise_file_limit
+from guestagent.collector.connection import Connection, accept, open_listener, raise_file_limit
 from guestagent.collector.registry import Agent, Registry
 from guestagent.collector.run import Run
-from guestagent.errors import ConfigError, GuestagentError
+from guestagent.errors import GuestagentError
 from guestagent.loop import READABLE, WRITABLE, Loop
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Frame, Kind, ProtocolError
@@ -21,6 +21,8 @@ from guestagent.tapstream.hello import decode_agent_hello, encode_collector_hell
 log = logging.getLogger("guestagent.collector")
 
 TURN_BYTES = 1024 * 1024
+LEAST_FRAME_COST_BYTES = 4096
+"""What a frame, however small, counts of a turn: 256 of them take about 10 ms, marks of 64 interfaces included."""
 MOST_CONNECTIONS = 2048
 """Each holds at most 1.3 MB of buffer; strangers hold 4 KB and are gone after GREETING_SECONDS."""
 FILES_PER_CONNECTION = 2
@@ -49,32 +51,22 @@ class Server:
 
     def listen(self, host: str, port: int) -> tuple[str, int]:
         """Open a listener; the address it got. Raises ConfigError where the port is taken or the address not ours."""
-        try:
-            listener = open_listener(host, port)
-        except OSError as error:
-            reason = error.strerror or error
-            raise ConfigError(f"can't listen on {host or '*'}:{port}: {reason}; choose another --listen") from error
-        listener.setblocking(False)
+        listener = open_listener(host, port)
         self._listeners.append(listener)
         self._loop.watch(listener, READABLE, lambda _events: self._accept(listener))
         name = listener.getsockname()
         return str(name[0]), int(name[1])
 
     def _accept(self, listener: socket.socket) -> None:
-        try:
-            sock, address = listener.accept()
-        except OSError as error:
-            log.warning("a connection could not be accepted: %s", error.strerror)
+        connection = accept(listener, self._loop.now())
+        if connection is None:
             return
         if len(self.connections) >= self._most_connections:
             self.refused += 1
-            sock.close()
+            connection.socket.close()
             return
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = Connection(sock, f"{address[0]}:{address[1]}", self._loop.now())
-        self.connections[sock.fileno()] = connection
-        self._loop.watch(sock, READABLE, lambda events: self._ready(connection, events))
+        self.connections[connection.fileno()] = connection
+        self._loop.watch(connection, READABLE, lambda events: self._ready(connection, events))
 
     # -- one turn of one connection -------------------------------------------------------------------------------
 
@@ -107,7 +99,7 @@ class Server:
             self._close(connection)
 
     def _turn(self, connection: Connection, now: float) -> bool:
-        budget = TURN_BYTES
+        budget = self._take_frames(connection, TURN_BYTES, now)
         is_open = True
         while budget > 0:
             space = connection.deframer.space()
@@ -121,12 +113,22 @@ class Server:
             budget -= count
             connection.heard_at = now
             connection.deframer.filled(count)
-            for frame in connection.deframer.frames():
-                self._handle(connection, frame, now)
+            budget = self._take_frames(connection, budget, now)
             if count < len(space):
                 break
+        connection.has_more = budget <= 0
         self._settle(connection, now)
         return is_open and not connection.is_finished
+
+    def _take_frames(self, connection: Connection, budget: int, now: float) -> int:
+        """Handle what was received while the turn's budget lasts; what is left of it. Small frames cost too."""
+        if budget > 0:
+            for frame in connection.deframer.frames():
+                self._handle(connection, frame, now)
+                budget -= LEAST_FRAME_COST_BYTES
+                if budget <= 0:
+                    break
+        return budget
 
     def _handle(self, connection: Connection, frame: Frame, now: float) -> None:
         run = connection.run
@@ -214,6 +216,8 @@ class Server:
             run = connection.run
             if len(connection.unsent) > MOST_UNSENT_BYTES:
                 self._refuse(connection, "it does not read its acknowledgements")
+            elif connection.has_more and not connection.waits_for_sink:
+                self._guarded_turn(connection, now)
             elif connection.waits_for_sink and run is not None:
                 self._retry(connection, run, now)
             elif run is None:
@@ -244,6 +248,8 @@ class Server:
         for connection in self.connections.values():
             if connection.waits_for_sink:
                 return now + RETRY_SECONDS
+            if connection.has_more:
+                return now
             if connection.run is not None and connection.run.acks.due_at is not None:
                 due = min(due, connection.run.acks.due_at)
         return due
@@ -259,11 +265,7 @@ class Server:
             log.warning("agent %s at %s was cut off: %s", name, connection.peer, text)
         else:
             log.warning("%s was refused: %s", connection.peer, text)
-        try:
-            goodbye = b"" if connection.run else frames.PREFACE
-            connection.socket.send(goodbye + frames.encode_json(Kind.BYE, {"reason": text}))
-        except OSError:
-            pass
+        connection.say_goodbye(text)
         self._close(connection)
 
     def _close(self, connection: Connection) -> None:
@@ -281,10 +283,7 @@ class Server:
             run = connection.run
             if run is not None and not connection.waits_for_sink:
                 self._acknowledge(connection, run, self._loop.now())
-            try:
-                connection.socket.send(frames.encode_json(Kind.BYE, {"reason": "the collector stops"}))
-            except OSError:
-                pass
+            connection.say_goodbye("the collector stops")
             connection.run = None
             self._close(connection)
         for listener in self._listeners:

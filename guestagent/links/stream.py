@@ -51,6 +51,10 @@ class State(Enum):
     STREAMING = "streaming"
 
 
+class _GoodbyeError(Exception):
+    """The collector ends the connection; the text is the sentence."""
+
+
 class StreamLink:
     """One collector, by host and port; see `links.owner.Link` for the contract."""
 
@@ -195,13 +199,15 @@ class StreamLink:
             pass
         except OSError as error:
             self._broken(f"the connection to {self.endpoint} broke: {error.strerror}")
+        except _GoodbyeError as goodbye:
+            self._broken(str(goodbye))
         except ProtocolError as error:
             self._broken(f"{self.endpoint} is no collector of ours: {error}")
 
     def _handle(self, frame: Frame, now: float) -> None:
         if frame.kind == Kind.BYE:
             reason = str(frames.decode_json(frame).get("reason", ""))[:200]
-            raise ProtocolError(f"it said goodbye ({reason})")
+            raise _GoodbyeError(f"{self.endpoint} said goodbye: {frames.printable(reason)}")
         if self._phase is State.GREETING:
             if frame.kind != Kind.HELLO:
                 raise ProtocolError("no hello came first")

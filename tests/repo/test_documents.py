@@ -18,11 +18,8 @@ _LINK = re.compile(r"\]\((?!http)([^)#]+)\)")
 
 def commands(text: str) -> list[list[str]]:
     """The words behind `guestagent` of every command in a shell block."""
-    found = []
-    for block in _SHELL.findall(text):
-        for line in _COMMAND.findall(block.replace("\\\n", " ")):
-            found.append(shlex.split(line.partition("|")[0], comments=True))
-    return found
+    lines = [line for block in _SHELL.findall(text) for line in _COMMAND.findall(block.replace("\\\n", " "))]
+    return [shlex.split(line.partition("|")[0], comments=True) for line in lines]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

@@ -241,7 +241,7 @@ BAD_ENDPOINTS = [
     ("tcp", "is no address"),
     ("tcp://", "names no host"),
     ("tcp://:4795", "names no host"),
-    ("tcp:h", "has parts that mean nothing"),
+    ("tcp:h", "is no address that this version knows"),
     ("tcp://h:0", "names port 0"),
     ("tcp://h:65536", "is no valid address"),
     ("tcp://h:-1", "is no valid address"),

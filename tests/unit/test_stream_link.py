@@ -311,7 +311,7 @@ def test_a_slow_collector_is_not_silent() -> None:
         (b"tapstrm\x07", "tapstream version 7 is not spoken here"),
         (PREFACE + frames.encode(Kind.ACK, sequence=1), "ACK frame came before the hello"),
         (PREFACE + frames.encode_json(Kind.HELLO, {}), "collector_id is missing"),
-        (PREFACE + frames.encode_json(Kind.BYE, {"reason": "no"}), "it said goodbye"),
+        (PREFACE + frames.encode_json(Kind.BYE, {"reason": "no"}), "said goodbye"),
         (PREFACE + frames.HEADER.pack(Kind.HELLO, 0, 0, 2**31, 0), "over the bound"),
         (PREFACE + frames.encode(Kind.HELLO, b"[" * 50_000), "no JSON object"),
     ],

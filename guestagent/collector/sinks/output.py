@@ -8,8 +8,6 @@ from pathlib import Path
 
 from guestagent.errors import ConfigError, RunError
 
-MOST_PENDING_BYTES = 8 * 1024 * 1024
-"""Per output; a turn adds at most 1 MB of blocks of each connection before it is flushed."""
 _WAIT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EAGAIN}
 _MOST_VECTORS = 512
 """Below IOV_MAX, 1024."""
@@ -111,5 +109,6 @@ def lock(path: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
-        raise ConfigError(f"another collector writes to {path.parent}: stop it or choose another --write") from None
+        place = path.parent if path.name.startswith(".") else path
+        raise ConfigError(f"another collector writes to {place}: stop it or choose another --write") from None
     return descriptor

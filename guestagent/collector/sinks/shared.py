@@ -1,11 +1,12 @@
 """The sinks behind `--write FILE.pcapng` and `--write -`: every run into one output."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from guestagent.collector.sinks import reader
 from guestagent.collector.sinks.directory import DirectorySink, Rotation
-from guestagent.collector.sinks.output import Output, make_directory, open_file
+from guestagent.collector.sinks.output import Output, lock, make_directory, open_file
 from guestagent.collector.sinks.track import Described, Resume, Track, recover_file, resume_of, section_of
 from guestagent.errors import ConfigError
 from guestagent.tapstream.hello import AgentHello
@@ -14,8 +15,10 @@ from guestagent.tapstream.hello import AgentHello
 class SharedSink:
     """Every run into one output."""
 
-    def __init__(self, output: Output, found: reader.Recovered | None = None) -> None:
+    def __init__(self, output: Output, found: reader.Recovered | None = None, hold: int = -1) -> None:
         self._output = output
+        self._hold = hold
+        """The lock of the file, -1 where there is none."""
         self._runs = found.runs if found else {}
         self._described = Described(found.described if found else 0)
         if output.size == 0:
@@ -33,6 +36,8 @@ class SharedSink:
     def close(self) -> None:
         """Flush and close."""
         self._output.close()
+        if self._hold >= 0:
+            os.close(self._hold)
 
 
 def standard_output(descriptor: int) -> SharedSink:
@@ -43,13 +48,13 @@ def standard_output(descriptor: int) -> SharedSink:
 def single_file(path: Path, *, fsync: bool = False) -> SharedSink:
     """The sink behind `--write NAME.pcapng`; goes on in a file of our own. Raises ConfigError for a foreign one."""
     make_directory(path.parent)
-    found = None
-    if path.exists() and path.stat().st_size:
-        found = recover_file(path, from_last_mark=False)
-        if found is None:
-            raise ConfigError(f"{path} exists and is no capture of guestagent: choose another --write")
-    output = open_file(path, exclusive=False, fsync=fsync, whole_bytes=found.whole_bytes if found else None)
-    return SharedSink(output, found)
+    hold = lock(path)
+    found = recover_file(path, from_last_mark=False)
+    if found is None:
+        os.close(hold)
+        raise ConfigError(f"{path} exists and is no capture of guestagent: choose another --write")
+    output = open_file(path, exclusive=False, fsync=fsync, whole_bytes=found.whole_bytes)
+    return SharedSink(output, found, hold)
 
 
 def open_sink(write: str, rotation: Rotation, *, fsync: bool, stdout: Callable[[], int]) -> SharedSink | DirectorySink:
