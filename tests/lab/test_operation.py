@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from guestagent.capture.interfaces import select
 from guestagent.lab.hosts import Host, Lab
 from guestagent.lab.packets import udp_send
 from tests.lab.rig import Rig, assert_ledger_closes, udp_indexes, wait_for
@@ -133,3 +134,35 @@ def test_a_name_is_resolved_off_the_loop_and_retried(rig: Rig, pair: tuple[Host,
     vm.call(udp_send, "10.9.0.1", 9000, 100, 1000, 100)
     assert wait_for(lambda: agent.status()["captured"] >= 100, "the ring to hold what came")
     assert agent.stop(2.5)["lost_on_link"] >= 100
+
+
+def test_a_link_without_ethernet_frames_is_refused(pair: tuple[Host, Host]) -> None:
+    """A TUN device carries bare IP packets: exit 3, and the sentence says what to tap instead."""
+    vm, _ = pair
+    vm.run(["ip", "tuntap", "add", "tun0", "mode", "tun"])
+    done = vm.run([sys.executable, "-m", "guestagent", "run", "-i", "tun0"], check=False, timeout=10)
+    assert done.returncode == 3
+    assert "tun0 carries no Ethernet frames" in done.stderr
+
+
+def test_globs_skip_what_a_master_shows_already(lab: Lab) -> None:
+    """On a bridge, a glob takes the bridge and not its ports; a port that is named in full is taken."""
+    one, two = lab.host("one"), lab.host("two")
+    switch = lab.bridge(one, two)
+    assert [link.name for link in switch.call(select, ["*r*"])] == ["br0"]
+    assert [link.name for link in switch.call(select, ["br*", "port1"])] == ["br0", "port1"]
+
+
+@pytest.mark.parametrize("promiscuous", [True, False])
+def test_promiscuous_mode_is_asked_for_only_on_request(rig: Rig, pair: tuple[Host, Host], promiscuous: bool) -> None:
+    """The interface turns promiscuous with `--promiscuous` alone, and back when the agent ends."""
+    vm, _ = pair
+
+    def level() -> str:
+        return vm.run(["ip", "-d", "link", "show", "eth0"]).stdout.split("promiscuity ")[1].split()[0]
+
+    agent = rig.agent(vm, *(["--promiscuous"] if promiscuous else []), connected=False)
+    wait_for(lambda: agent.status().get("role"), "the agent to run")
+    assert level() == ("1" if promiscuous else "0")
+    agent.kill()
+    assert wait_for(lambda: level() == "0", "the interface to be as before")

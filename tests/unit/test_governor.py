@@ -93,7 +93,9 @@ class Trace:
         return sum(before and not after for before, after in zip(kinds, kinds[1:], strict=False))
 
 
-def simulate(load: Load, machine: Machine, *, budgets: Budgets | None = None, seconds: float = 30.0, seed: int = 0, **options) -> Trace:
+def simulate(
+    load: Load, machine: Machine, *, budgets: Budgets | None = None, seconds: float = 30.0, seed: int = 0, **options
+) -> Trace:
     """Run a governor on a machine."""
     rng = random.Random(seed)
     governor = Governor(budgets or budgets_for(0, bytes_per_second=float("inf")), machine.cores, 0.0, **options)
@@ -192,7 +194,11 @@ def simulate(load: Load, machine: Machine, *, budgets: Budgets | None = None, se
                 own_history.popleft()
             fill = ring_used / RING_BYTES
             counters = Counters(
-                int(captured), Traffic(*map(int, counts)) if machine.has_counters else None, int(acked), RING_BYTES, fill,
+                int(captured),
+                Traffic(*map(int, counts)) if machine.has_counters else None,
+                int(acked),
+                RING_BYTES,
+                fill,
                 now - ring[0][0] if ring else 0.0,
             )
             usage = Usage(machine.cores, own_history[0][1], stalled, 0.0, 1, 0)
@@ -207,6 +213,7 @@ def simulate(load: Load, machine: Machine, *, budgets: Budgets | None = None, se
 
 if __name__ == "__main__":
     import sys, time
+
     LOADS = {
         "mice": lambda t: [(MICE, 1)],
         "bulk step": lambda t: [(MICE, 1)] + ([(BULK, 1)] if 5 < t < 15 else []),
@@ -226,11 +233,14 @@ if __name__ == "__main__":
     }
     CHURN = [Flows(100 + i, 1, 12e9 / 8 / 65000, 65000, outgoing=1.0) for i in range(61)]
     for name, load in LOADS.items():
-        if sys.argv[1:] and name not in sys.argv[1:]: continue
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         for f in (1.0, 1.4, 0.6):
             m = Machine(own_packet=f, own_byte=f, share=f)
             t0 = time.time()
             tr = simulate(load, m, seconds=30)
             last = tr.limits[-1][1]
             h = tr.between(20, 30)
-            print(f"{name:12} x{f} worst5s {tr.worst_percent(2):.2f}% mean {sum(tr.cpu[4000:])/10/2*100:.2f}% mice whole {tr.whole_mice(10,30):.2f} swaps {tr.swaps} turns {tr.turns()} ticks {len(tr.limits)} {time.time()-t0:.1f}s | {last.reason[:140]} p={last.heavy_fraction:.3f} s={last.sample:.3f} {last.slice}")
+            print(
+                f"{name:12} x{f} worst5s {tr.worst_percent(2):.2f}% mean {sum(tr.cpu[4000:]) / 10 / 2 * 100:.2f}% mice whole {tr.whole_mice(10, 30):.2f} swaps {tr.swaps} turns {tr.turns()} ticks {len(tr.limits)} {time.time() - t0:.1f}s | {last.reason[:140]} p={last.heavy_fraction:.3f} s={last.sample:.3f} {last.slice}"
+            )
