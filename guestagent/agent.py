@@ -157,7 +157,8 @@ class Agent:
         }
 
     def _limits(self) -> dict[str, Any]:
-        return {"slice": self._config.slice, "filter": self._config.filter, "reason": "as configured"}
+        wish = self._desk.capture.wish
+        return {"slice": wish.slice, "filter": wish.filter_expression, "keep": wish.keep, "reason": "as configured"}
 
     def _follow_interfaces(self) -> None:
         """Tell the collector of a new MTU or MAC; bind again to a device that was made anew under its old name."""

@@ -37,6 +37,7 @@ _RUN_OPTIONS = (
     _option("--to", action="append", metavar="URL", help="tcp://HOST[:4795] or dir:PATH; default: dir:captures"),
     _option("--filter", metavar="EXPR", help="pcap-filter expression, decided in the kernel"),
     _option("--slice", metavar="N|headers|full", help="bytes of each frame to keep; default: full"),
+    _option("--keep", type=float, metavar="FRACTION", help="copy this fraction of the flows, each whole or not at all"),
     _option("--full", **_SWITCH, help="copy everything, without default budgets"),
     _option("--ring", metavar="SIZE", help="ring of each interface; default: 64MB, at most 5 %% of free memory"),
     _option("--promiscuous", **_SWITCH, help="also frames for other hosts"),

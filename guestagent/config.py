@@ -51,6 +51,10 @@ class RunConfig:
     """A pcap-filter expression."""
     slice: str | int = "full"
     """`full`, `headers`, or bytes of each frame."""
+    keep: float = 1.0
+    """Fraction of the flows to copy, each whole in both directions or not at all."""
+    seed: int | None = None
+    """32 bits that choose the flows; the same in a fleet, or the ends of a flow disagree. None: random each time."""
     ring: int = 0
     """Bytes of each interface's ring; 0: 64 MB, or less on a small VM."""
     promiscuous: bool = False
@@ -160,6 +164,18 @@ def _slice(value: Any, where: str) -> str | int:
     return parse_slice(value, where)
 
 
+def _fraction(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ConfigError(f"{where}: {value!r} must be a fraction above 0 and at most 1")
+    return float(value)
+
+
+def _seed(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 32:
+        raise ConfigError(f"{where}: {value!r} must be a whole number from 0 to 4294967295")
+    return value
+
+
 def _name(value: Any, where: str) -> str:
     if value and (not isinstance(value, str) or not _NAME.fullmatch(value) or not value.strip(".")):
         raise ConfigError(f"{where}: {value!r} must be 1 to 64 of A-Z a-z 0-9 . _ -")
@@ -204,6 +220,8 @@ _RUN_KEYS: dict[str, Callable[[Any, str], Any]] = {
     "to": _list_of(_destination),
     "filter": _text,
     "slice": _slice,
+    "keep": _fraction,
+    "seed": _seed,
     "ring": _size,
     "promiscuous": _switch,
     "engine": _engine,

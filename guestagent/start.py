@@ -7,6 +7,8 @@ from guestagent.config import RunConfig
 from guestagent.observe.reports import check_writable
 from guestagent.route import refuse_tunnel_loop
 
+SEED_BYTES = 4
+"""A seed that everybody knows would let a sender pick ports that are never copied."""
 NICENESS = 10
 """The application goes first. Never SCHED_IDLE: 200 ms delays of the loop were measured."""
 
@@ -21,4 +23,14 @@ def begin(config: RunConfig) -> Capture:
 
 def wish_of(config: RunConfig) -> Wish:
     """The part of the config that the capture engines know."""
-    return Wish(config.interface, config.filter, config.slice, config.ring, config.promiscuous, config.engine)
+    seed = int.from_bytes(os.urandom(SEED_BYTES), "big") if config.seed is None else config.seed
+    return Wish(
+        interfaces=config.interface,
+        filter_expression=config.filter,
+        slice=config.slice,
+        keep=config.keep,
+        seed=seed,
+        ring_bytes=config.ring,
+        promiscuous=config.promiscuous,
+        engine=config.engine,
+    )

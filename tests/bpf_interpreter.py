@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 WORD_MASK = 0xFFFFFFFF
 AD_OFF = 0xFFFFF000
-AD_PROTOCOL, AD_PKTTYPE, AD_VLAN_TAG, AD_VLAN_TAG_PRESENT = 0, 4, 44, 48
+AD_PROTOCOL, AD_PKTTYPE, AD_VLAN_TAG, AD_VLAN_TAG_PRESENT, AD_RANDOM = 0, 4, 44, 48, 56
 
 LD, LDX, ST, STX, ALU, JMP, RET, MISC = range(8)
 SIZES = {0x00: 4, 0x08: 2, 0x10: 1}
@@ -45,7 +45,13 @@ class Machine:
     """The registers and one frame; `steps` counts the instructions that ran."""
 
     def __init__(
-        self, frame: bytes, protocol: int = 0, pkttype: int = 0, vlan_tag: int = 0, vlan_tag_present: int = 0
+        self,
+        frame: bytes,
+        protocol: int = 0,
+        pkttype: int = 0,
+        vlan_tag: int = 0,
+        vlan_tag_present: int = 0,
+        random: int = 0,
     ) -> None:
         """Start with everything 0, as the kernel does; the keywords are what stands beside a frame in its skb."""
         self.frame = frame
@@ -54,6 +60,7 @@ class Machine:
             AD_PKTTYPE: pkttype,
             AD_VLAN_TAG: vlan_tag,
             AD_VLAN_TAG_PRESENT: vlan_tag_present,
+            AD_RANDOM: random,
         }
         self.a = self.x = self.steps = 0
         self.memory = [0] * 16
@@ -121,7 +128,7 @@ class Machine:
         return int.from_bytes(self.frame[offset : offset + size], "big")
 
 
-def kept(program: Iterable[tuple[int, int, int, int]], frame: bytes, pkttype: int = 0) -> int | None:
+def kept(program: Iterable[tuple[int, int, int, int]], frame: bytes, pkttype: int = 0, random: int = 0) -> int | None:
     """How many bytes of the frame the program keeps, or None where it rejects the frame."""
-    length = Machine(frame, pkttype=pkttype).run(program)
+    length = Machine(frame, pkttype=pkttype, random=random).run(program)
     return min(length, len(frame)) if length else None

@@ -1,7 +1,8 @@
 """Ethernet frames built by hand, and what the capture filter must do with each: for interpreter and kernel alike."""
 
+import random
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import ip_address
 from itertools import pairwise
 from typing import NamedTuple
@@ -68,10 +69,11 @@ def tcp(
     offset: int | None = None,
     source: int = 40000,
     destination: int = 4795,
+    flags: int = 0x10,
 ) -> bytes:
     """A TCP segment; `offset` is a data offset that lies."""
     words = 5 + len(options) // 4 if offset is None else offset
-    return struct.pack(">HHIIBBHHH", source, destination, 1, 2, words << 4, 0x10, 512, 0, 0) + options + body
+    return struct.pack(">HHIIBBHHH", source, destination, 1, 2, words << 4, flags, 512, 0, 0) + options + body
 
 
 def udp(body: bytes = PAYLOAD, *, source: int = 50000, destination: int = 4789) -> bytes:
@@ -235,3 +237,124 @@ OWN_CASES = (
     *(OwnCase(f"cut to {n} bytes", ethernet(IPV4, ipv4(TCP, tcp()))[:n], n >= 14 + 20 + 4) for n in range(54)),
     *(OwnCase(f"IPv6 cut to {n} bytes", ethernet(IPV6, ipv6(TCP, tcp()))[:n], n >= 14 + 40 + 4) for n in range(74)),
 )
+
+# Flows. All frames of a row belong to one flow, in whichever direction; frames of two rows never do.
+
+
+class Flow(NamedTuple):
+    """Frames that have one hash."""
+
+    name: str
+    frames: tuple[bytes, ...]
+
+
+_BACK4 = {"source": PEER4, "destination": HERE4}
+_BACK6 = {"source": PEER6, "destination": HERE6}
+_UDP_REPLY = udp(source=4789, destination=50000)
+
+_FLOWS = (
+    # name, EtherType, packets
+    ("TCP", IPV4, (
+        ipv4(TCP, tcp()),
+        ipv4(TCP, tcp(options=OPTIONS40), options=OPTIONS8),
+        ipv4(TCP, tcp(b"", offset=0)),
+        ipv4(TCP, tcp(flags=0x02), fragment=0x4000),
+        ipv4(TCP, _REPLY, **_BACK4),
+        ipv4(TCP, tcp()[:14]),
+    )),
+    ("TCP, another port", IPV4, (ipv4(TCP, tcp(source=40001)),)),
+    ("TCP, ports swapped", IPV4, (ipv4(TCP, _REPLY),)),
+    ("TCP, another host", IPV4, (ipv4(TCP, tcp(), destination="10.0.0.8"),)),
+    ("UDP", IPV4, (
+        ipv4(UDP, udp()), ipv4(UDP, udp(VXLAN), options=OPTIONS40), ipv4(UDP, _UDP_REPLY, **_BACK4),
+        ipv4(UDP, udp()[:4]),
+    )),
+    ("UDP with the numbers of TCP", IPV4, (ipv4(UDP, udp(source=40000, destination=4795)),)),
+    ("fragments", IPV4, (
+        ipv4(TCP, tcp(), fragment=MORE_FRAGMENTS),
+        ipv4(TCP, tcp(), fragment=MORE_FRAGMENTS | 100),
+        ipv4(UDP, udp(), fragment=1, options=OPTIONS8),
+        ipv4(UDP, b"", fragment=100),
+        ipv4(ICMP, icmp(3), fragment=100),
+        ipv4(ICMP, icmp(8), fragment=MORE_FRAGMENTS),
+        ipv4(UDP, _UDP_REPLY, fragment=MORE_FRAGMENTS, **_BACK4),
+    )),
+    ("ping", IPV4, (ipv4(ICMP, icmp(8)), ipv4(ICMP, icmp(0), **_BACK4), ipv4(ICMP, icmp(13), options=OPTIONS8))),
+    ("GRE", IPV4, (ipv4(GRE, PAYLOAD), ipv4(GRE, b"", **_BACK4))),
+    ("ESP", IPV4, (ipv4(ESP, PAYLOAD), ipv4(ESP, PAYLOAD, options=OPTIONS8))),
+    ("SCTP", IPV4, (ipv4(SCTP, tcp()), ipv4(SCTP, _UDP_REPLY))),
+    ("ICMPv6 in IPv4 is any protocol", IPV4, (ipv4(ICMPV6, icmp(1)),)),
+    ("TCP over IPv6", IPV6, (
+        ipv6(TCP, tcp()),
+        ipv6(TCP, _REPLY, **_BACK6),
+        *(chained([kind], TCP, tcp()) for kind in (HOP, ROUTING, DESTINATION, MOBILITY, HIP, SHIM6, AH, FRAGMENT)),
+        chained(SIX_EXTENSIONS, TCP, tcp(options=OPTIONS8)),
+        chained([DESTINATION] * 6, TCP, tcp(), size=16),
+        chained([AH, AH], TCP, tcp(), size=24),
+    )),
+    ("TCP over IPv6, another host", IPV6, (ipv6(TCP, tcp(), destination="fd00::8"),)),
+    ("TCP over IPv6, another network", IPV6, (ipv6(TCP, tcp(), destination="fd00:0:0:1::9"),)),
+    ("TCP over IPv6, halves swapped", IPV6, (ipv6(TCP, tcp(), destination="0:0:0:9:fd00::"),)),
+    ("UDP over IPv6", IPV6, (ipv6(UDP, udp()), ipv6(UDP, _UDP_REPLY, **_BACK6))),
+    ("IPv6 fragments", IPV6, (
+        ipv6(FRAGMENT, extension(FRAGMENT, UDP, fragment=1) + udp()),
+        ipv6(FRAGMENT, extension(FRAGMENT, ICMPV6, fragment=1) + icmp(128)),
+        ipv6(FRAGMENT, extension(FRAGMENT, DESTINATION, fragment=1) + extension(DESTINATION, TCP) + tcp()),
+        ipv6(FRAGMENT, _LATER_FRAGMENT),
+        ipv6(FRAGMENT, _LATER_FRAGMENT, **_BACK6),
+        ipv6(HOP, bytes([FRAGMENT, 0]) + bytes(6) + _LATER_FRAGMENT),
+    )),
+    ("ICMPv6", IPV6, (ipv6(ICMPV6, icmp(128)), ipv6(ICMPV6, icmp(129), **_BACK6), chained([HOP], ICMPV6, icmp(143)))),
+    ("ESP over IPv6", IPV6, (ipv6(ESP, PAYLOAD), chained([HOP, DESTINATION], ESP, PAYLOAD))),
+    ("no next header", IPV6, (ipv6(NO_NEXT, b""),)),
+    ("ICMP in IPv6 is any protocol", IPV6, (ipv6(ICMP, icmp(3)),)),
+    ("seven extension headers", IPV6, (chained([*SIX_EXTENSIONS, DESTINATION], TCP, tcp()),)),
+)  # fmt: skip
+
+FLOWS = tuple(
+    Flow(name, tuple(ethernet(kind, packet, tags) for packet in packets for tags in TAGGINGS))
+    for name, kind, packets in _FLOWS
+)
+
+_FLOWLESS = (
+    *((name, kind, packet) for name, kind, packet, _ in _PACKETS if "error" in name),
+    *_OTHERS,
+    ("ICMP error with nothing behind", IPV4, ipv4(ICMP, b"\3")),
+    ("first fragment of an ICMP error", IPV4, ipv4(ICMP, icmp(3), fragment=MORE_FRAGMENTS)),
+    ("ICMP without a type", IPV4, ipv4(ICMP, b"")),
+    ("ICMPv6 without a type", IPV6, chained([HOP], ICMPV6, b"")),
+    ("TCP without flags", IPV4, ipv4(TCP, tcp()[:13])),
+    ("UDP without ports", IPV4, ipv4(UDP, udp()[:3])),
+    ("TCP options beyond the frame", IPV4, ipv4(TCP, b"", first_byte=0x4F)),
+    ("extension header beyond the frame", IPV6, ipv6(HOP, bytes([TCP, 255]) + bytes(200))),
+    ("extension header cut", IPV6, ipv6(HOP, bytes([TCP, 0]) + bytes(5))),
+)
+FLOWLESS = (
+    *(
+        Flow(_tagged(name, tags), (ethernet(kind, packet, tags),))
+        for name, kind, packet in _FLOWLESS
+        for tags in TAGGINGS
+    ),
+    Flow("three tags", (ethernet(IPV4, ipv4(TCP, tcp()), (S_TAG, C_TAG, C_TAG)),)),
+    *(Flow(f"cut to {n} bytes", (ethernet(IPV4, ipv4(TCP, tcp()))[:n],)) for n in range(14 + 20 + 14)),
+    *(Flow(f"IPv6 cut to {n} bytes", (ethernet(IPV6, ipv6(UDP, udp()))[:n],)) for n in range(14 + 40 + 4)),
+)
+"""Frames that no sample leaves out and that are never heavy."""
+
+KNOWN_FRAMES = (
+    *(case.frame for case in HEADERS_CASES),
+    *(case.frame for case in OWN_CASES),
+    *(frame for flow in (*FLOWS, *FLOWLESS) for frame in flow.frames),
+)
+
+
+def hostile_frames(seed: int, count: int = 4000) -> Iterator[bytes]:
+    """Frames of the tables with changed bytes and cut anywhere, and pure noise."""
+    rng = random.Random(seed)
+    values = (0, 6, 17, 44, 51, 58, 60, 255)
+    for _ in range(count):
+        frame = bytearray(rng.choice([rng.choice(KNOWN_FRAMES), rng.randbytes(rng.randrange(120))]))
+        for _ in range(rng.randrange(5)):
+            if frame:
+                frame[rng.randrange(min(len(frame), 140))] = rng.choice([*values, rng.randrange(256)])
+        yield bytes(frame[: rng.choice([len(frame), rng.randrange(len(frame) + 1)])])

@@ -24,6 +24,10 @@ INSTRUCTION = struct.Struct("=HBBI")
 
 NEXT = "next"
 
+SKF_AD_PKTTYPE, SKF_AD_RANDOM = 0xFFFFF000 + 4, 0xFFFFF000 + 56
+"""SKF_AD_OFF + ... of <linux/filter.h>: a load from here is skb->pkt_type, or 32 random bits, no byte of the frame."""
+PACKET_OUTGOING = 4
+
 JMP_CLASS, JA = 0x05, 0x05
 RET_K, RET_A = 0x06, 0x16
 JEQ_K = 0x15
@@ -32,7 +36,8 @@ CODES = {
     "ld #k": 0x00, "ld [k]": 0x20, "ld [x+k]": 0x40, "ld M[k]": 0x60, "ld len": 0x80,
     "ldh [k]": 0x28, "ldh [x+k]": 0x48, "ldb [k]": 0x30, "ldb [x+k]": 0x50,
     "ldx #k": 0x01, "ldx M[k]": 0x61, "st M[k]": 0x02, "stx M[k]": 0x03, "tax": 0x07, "txa": 0x87,
-    "add #k": 0x04, "add x": 0x0C, "sub #k": 0x14, "sub x": 0x1C, "and #k": 0x54, "lsh #k": 0x64, "rsh #k": 0x74,
+    "add #k": 0x04, "add x": 0x0C, "sub #k": 0x14, "sub x": 0x1C, "mul #k": 0x24, "xor x": 0xAC,
+    "and #k": 0x54, "lsh #k": 0x64, "rsh #k": 0x74,
     "jeq #k": JEQ_K, "jgt #k": 0x25, "jge #k": 0x35, "jset #k": 0x45, "jgt x": 0x2D, "jge x": 0x3D, "ja": JA,
     "ret #k": RET_K, "ret a": RET_A,
 }  # fmt: skip

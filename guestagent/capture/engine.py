@@ -26,6 +26,8 @@ class Wish:
     interfaces: tuple[str, ...] = ()
     filter_expression: str = ""
     slice: str | int = "full"
+    keep: float = 1.0
+    seed: int = 0
     ring_bytes: int = 0
     promiscuous: bool = False
     engine: str = "auto"
@@ -49,6 +51,8 @@ class Capture:
             exclusions=exclusions,
             loopback=self.links[interface_id].hardware_type == ARPHRD_LOOPBACK,
             user_filter=self.filters[interface_id],
+            sample=self.wish.keep,
+            seed=self.wish.seed,
             slice_=self.wish.slice,
         )
 

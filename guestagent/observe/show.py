@@ -30,7 +30,8 @@ def _agent_lines(snapshot: dict[str, Any]) -> Iterator[str]:
         yield f"{name}: {ledger_sentence(ledger)}"
     limits = snapshot["limits"]
     chosen = f", filter {limits['filter']!r}" if limits["filter"] else ""
-    yield f"limits: slice {limits['slice']}{chosen}, {limits['reason']}"
+    kept = f", {limits['keep']:.0%} of the flows" if limits["keep"] < 1 else ""
+    yield f"limits: slice {limits['slice']}{chosen}{kept}, {limits['reason']}"
     yield f"ring: {snapshot['ring_bytes'] >> 20} MB, {snapshot['ring_held_fraction']:.0%} waits for the collector"
     yield f"cpu: {snapshot['cpu_seconds']} s since the start"
 

@@ -18,6 +18,7 @@ from tests.real_captures import ethernet_frames
 PROGRAMS = {
     "full": compose(),
     "headers": compose(slice_="headers"),
+    "a heavy flow that is not there, 96 bytes": compose(heavy=[0], heavy_fraction=0.0, slice_=96),
     "two exclusions, headers": compose(
         exclusions=[Exclusion(6, "192.0.2.77", 4795, 40000), Exclusion(6, "2001:db8::77", 4795, 40001)],
         slice_="headers",

@@ -1,6 +1,5 @@
 """The capture filter in the live kernel: the same frames as for the interpreter, hostile ones, and traffic on lo."""
 
-import random
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -8,10 +7,8 @@ import pytest
 from guestagent.capture.bpf import Instruction, compose
 from tests import frames
 from tests.bpf_interpreter import kept
-from tests.frames import EXCLUSIONS, HEADERS_CASES, OWN_CASES
+from tests.frames import EXCLUSIONS, HEADERS_CASES, OWN_CASES, hostile_frames
 from tests.kernel_filter import Kernel, in_namespace, needs_root
-
-RANDOM_FRAMES = 4000
 
 HEADERS = compose(slice_="headers")
 SELF = compose(exclusions=EXCLUSIONS)
@@ -39,19 +36,6 @@ def test_own_table_in_the_kernel() -> None:
         wrong = [case.name for case in OWN_CASES if (kernel.kept(case.frame) is None) != case.ours]
 
     assert wrong == []
-
-
-def hostile_frames(seed: int) -> Iterator[bytes]:
-    """Frames of the tables with changed bytes and cut anywhere, and pure noise."""
-    rng = random.Random(seed)
-    known = [*(case.frame for case in HEADERS_CASES), *(case.frame for case in OWN_CASES)]
-    values = (0, 6, 17, 44, 51, 58, 60, 255)
-    for _ in range(RANDOM_FRAMES):
-        frame = bytearray(rng.choice([rng.choice(known), rng.randbytes(rng.randrange(120))]))
-        for _ in range(rng.randrange(5)):
-            if frame:
-                frame[rng.randrange(min(len(frame), 140))] = rng.choice([*values, rng.randrange(256)])
-        yield bytes(frame[: rng.choice([len(frame), rng.randrange(len(frame) + 1)])])
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -53,6 +53,8 @@ PURE = (
     "capture/block.py",
     "capture/bpf.py",
     "capture/dissect.py",
+    "capture/flowhash.py",
+    "capture/stages/*.py",
     "collector/summary.py",
     "collector/sinks/pcapng.py",
     "mirror/spec.py",

@@ -21,11 +21,11 @@ SELF = compose(exclusions=EXCLUSIONS)
 ALL_FRAMES = [*(case.frame for case in HEADERS_CASES), *(case.frame for case in OWN_CASES)]
 PACKET_HOST, PACKET_OUTGOING = 0, 4
 
-OPTMEM_INSTRUCTIONS = 1090
-"""What net.core.optmem_max of 20 KB admits: Linux 6.18 charges 18.7 bytes for one of ours; a swap holds two."""
+OPTMEM_INSTRUCTIONS = 1560
+"""What net.core.optmem_max of 20 KB admits: Linux 6.18 charges 13.1 bytes for one of ours; a swap holds two."""
 
-USER_FILTER_INSTRUCTIONS = 100
-"""A long filter: of three hosts or networks with their ports libpcap makes 47."""
+USER_FILTER_INSTRUCTIONS = 200
+"""A long filter: of three hosts or networks with their ports libpcap makes 49, which are charged four times as much."""
 
 TWENTY = tuple(
     Exclusion(6, address.format(n), 4795, 40000 + n) for n in range(10) for address in ("10.0.0.{}", "fd00::{}")
@@ -281,9 +281,9 @@ def test_program_sizes() -> None:
     four = compose(exclusions=TWENTY[:4], slice_="headers", loopback=True)
 
     assert len(compose()) == 1
-    assert len(HEADERS) <= 300
+    assert len(HEADERS) <= 320
     assert len(four) + USER_FILTER_INSTRUCTIONS <= OPTMEM_INSTRUCTIONS // 2
-    assert len(compose(exclusions=TWENTY, slice_="headers", loopback=True)) <= 750
+    assert len(compose(exclusions=TWENTY, slice_="headers", loopback=True)) <= 790
 
 
 def test_a_foreign_frame_costs_few_steps() -> None:

@@ -1,0 +1,327 @@
+"""Dedupe, heavy and sample against an interpreter: what they reject, what they never do, and what they cost."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guestagent.capture.bpf import MOST_HEAVY, Instruction, compose
+from guestagent.capture.flowhash import flow_hash
+from guestagent.capture.stages.dedupe import dedupe_stage
+from guestagent.capture.stages.flow import hash_stage, heavy_stage, sample_stage
+from guestagent.model import Exclusion
+from tests import frames
+from tests.bpf_interpreter import Machine, kept
+from tests.frames import EXCLUSIONS, FLOWLESS, FLOWS, HERE4, HERE6, KNOWN_FRAMES, PEER4, PEER6, Flow
+
+PACKET_HOST, PACKET_BROADCAST, PACKET_MULTICAST, PACKET_OTHERHOST, PACKET_OUTGOING = range(5)
+SEED = 0x5EED
+MOST = 2**32 - 1
+HEADERS = compose(slice_="headers")
+SLICES = ("full", "headers", 20, 1500)
+
+
+def named(flows: Sequence[Flow]) -> pytest.MarkDecorator:
+    """One test for each row of a table, under its name."""
+    return pytest.mark.parametrize("flow", flows, ids=[flow.name for flow in flows])
+
+
+@st.composite
+def mutated_frame(draw: st.DrawFn) -> bytes:
+    """A frame of the tables, cut anywhere and with some bytes changed."""
+    frame = bytearray(draw(st.sampled_from(KNOWN_FRAMES)))
+    for _ in range(draw(st.integers(0, 4))):
+        if frame:
+            frame[draw(st.integers(0, min(len(frame), 140) - 1))] = draw(st.integers(0, 255))
+    return bytes(frame[: draw(st.integers(0, len(frame)))])
+
+
+ANY_FRAME = st.one_of(st.sampled_from(KNOWN_FRAMES), mutated_frame(), st.binary(max_size=200))
+
+
+def computed(frame: bytes, seed: int) -> int | None:
+    """The hash that the filter computes, or None where it finds no flow: A, when sample of nothing has compared it."""
+    machine = Machine(frame)
+    return None if machine.run(compose(sample=0.0, seed=seed)) else machine.a
+
+
+# Hash and sample.
+
+
+@named(FLOWS)
+def test_the_filter_computes_the_hash(flow: Flow) -> None:
+    """For each frame of the table the filter's hash is that of flow_hash, bit by bit."""
+    for seed in (0, SEED, MOST):
+        for frame in flow.frames:
+            assert flow_hash(frame, seed) == computed(frame, seed)
+
+
+@settings(max_examples=1500)
+@given(ANY_FRAME, st.sampled_from([0, 1, SEED, MOST]))
+def test_filter_and_flow_hash_agree(frame: bytes, seed: int) -> None:
+    """For whatever frame and seed, both find the same hash, or both none."""
+    assert flow_hash(frame, seed) == computed(frame, seed)
+
+
+@named(FLOWLESS)
+def test_what_has_no_flow_is_always_kept(flow: Flow) -> None:
+    """A sample of nothing still keeps ICMP errors, what is not IP and what is too short, as the slice alone would."""
+    frame = flow.frames[0]
+    for slice_ in SLICES:
+        expected = kept(compose(slice_=slice_), frame)
+
+        assert expected == kept(compose(sample=0.0, slice_=slice_), frame)
+        assert expected == kept(compose(heavy=range(MOST_HEAVY), heavy_fraction=0.0, slice_=slice_), frame, random=MOST)
+
+
+@settings(max_examples=600)
+@given(ANY_FRAME, st.floats(0, 1), st.sampled_from(SLICES))
+def test_sample_keeps_whole_flows(frame: bytes, fraction: float, slice_: str | int) -> None:
+    """A frame is kept when its hash is below the fraction of 32 bits or it has none, and then sliced as ever."""
+    one = flow_hash(frame, SEED)
+    expected = kept(compose(slice_=slice_), frame) if one is None or one < fraction * 2**32 else None
+
+    assert expected == kept(compose(sample=fraction, seed=SEED, slice_=slice_), frame)
+
+
+def test_a_larger_sample_holds_the_smaller_one() -> None:
+    """A flow that is kept stays kept when the fraction grows, so that the governor tears no flow by giving back."""
+    for flow in FLOWS:
+        kept_at = [f for f in range(11) if kept(compose(sample=f / 10, seed=SEED), flow.frames[0]) is not None]
+
+        assert kept_at == list(range(min(kept_at, default=11), 11))
+
+
+# Heavy.
+
+
+def headers_of(frame: bytes, slice_: str | int) -> int | None:
+    """What is left of a heavy flow's frame: its headers, and no more than the slice leaves."""
+    lengths = [kept(HEADERS, frame), kept(compose(slice_=slice_), frame)]
+    return min(length for length in lengths if length is not None)
+
+
+@named(FLOWS)
+@pytest.mark.parametrize("slice_", SLICES)
+def test_heavy_flows_are_cut_to_headers(flow: Flow, slice_: str | int) -> None:
+    """Of a flow that is named by its hash headers are left, of one that is not what the slice says."""
+    own = flow_hash(flow.frames[0], SEED)
+    assert own is not None
+    others = [own ^ 1 << bit for bit in range(0, 30, 2)]
+    named_ = compose(heavy=[*others, own], seed=SEED, slice_=slice_)
+    unnamed = compose(heavy=others, seed=SEED, slice_=slice_)
+    for frame in flow.frames:
+        assert headers_of(frame, slice_) == kept(named_, frame, random=MOST)
+        assert kept(compose(slice_=slice_), frame) == kept(unnamed, frame, random=MOST)
+
+
+FLAGS = (
+    ("FIN", 0x01, True), ("SYN", 0x02, True), ("RST", 0x04, True), ("SYN ACK", 0x12, True), ("FIN PSH ACK", 0x19, True),
+    ("ACK", 0x10, False), ("PSH ACK", 0x18, False), ("URG ECE CWR", 0xE0, False), ("none", 0x00, False),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("flags, always", [row[1:] for row in FLAGS], ids=[row[0] for row in FLAGS])
+@pytest.mark.parametrize("tags", frames.TAGGINGS)
+@pytest.mark.parametrize("fragment", [0, frames.MORE_FRAGMENTS])
+def test_heavy_keeps_begin_and_end_of_connections(flags: int, always: bool, tags: Sequence[int], fragment: int) -> None:
+    """SYN, FIN and RST are kept whatever chance says, all else only with luck."""
+    body = frames.tcp(flags=flags)
+    for frame in (
+        frames.ethernet(frames.IPV4, frames.ipv4(6, body, options=bytes(8), fragment=fragment), tags),
+        frames.ethernet(frames.IPV6, frames.chained([frames.HOP, frames.AH], 6, body), tags),
+    ):
+        own = flow_hash(frame, SEED)
+        assert own is not None
+        program = compose(heavy=[own], heavy_fraction=0.25, seed=SEED)
+
+        assert kept(HEADERS, frame) == kept(program, frame, random=2**30 - 1)
+        assert (kept(HEADERS, frame) if always else None) == kept(program, frame, random=2**30)
+
+
+def test_payload_is_never_taken_for_flags() -> None:
+    """UDP, GRE and later fragments of a heavy flow are left to chance, though a byte of theirs looks like SYN."""
+    body = b"\\2" * 100
+    for packet in (
+        frames.ipv4(17, frames.udp(body)),
+        frames.ipv4(frames.GRE, body),
+        frames.ipv4(6, body, fragment=100),
+    ):
+        frame = frames.ethernet(frames.IPV4, packet)
+        own = flow_hash(frame, 0)
+        assert own is not None
+
+        assert kept(compose(heavy=[own], heavy_fraction=0.5), frame, random=MOST) is None
+
+
+@settings(max_examples=600)
+@given(ANY_FRAME, st.floats(0, 1), st.floats(0, 1), st.integers(0, MOST), st.booleans(), st.sampled_from(SLICES))
+def test_heavy_and_sample_together(
+    frame: bytes, sample: float, fraction: float, chance: int, is_heavy: bool, slice_: str | int
+) -> None:
+    """Each does what it does alone: unsampled flows are gone, heavy ones thinned and cut, the rest is as sliced."""
+    own = flow_hash(frame, SEED)
+    heavy = [1, own if is_heavy and own is not None else 2]
+    program = compose(heavy=heavy, heavy_fraction=fraction, sample=sample, seed=SEED, slice_=slice_)
+    got = kept(program, frame, random=chance)
+
+    if own is None or own not in heavy:
+        assert kept(compose(sample=sample, seed=SEED, slice_=slice_), frame) == got
+    elif own >= sample * 2**32:
+        assert got is None
+    elif chance < fraction * 2**32:
+        assert headers_of(frame, slice_) == got
+    else:
+        assert got in (None, headers_of(frame, slice_))
+
+
+def test_heavy_fraction_is_a_fraction() -> None:
+    """A tenth of the random numbers lets a heavy flow's packet through; none does at 0; all do at 1."""
+    frame = frames.ethernet(frames.IPV4, frames.ipv4(17, frames.udp()))
+    own = flow_hash(frame, 0)
+    assert own is not None
+    draws = [round(MOST * n / 200) for n in range(201)]
+
+    def lucky(fraction: float) -> int:
+        program = compose(heavy=[own], heavy_fraction=fraction)
+        return sum(kept(program, frame, random=draw) is not None for draw in draws)
+
+    assert (0, 20, 201) == (lucky(0.0), lucky(0.1), lucky(1.0))
+
+
+def test_a_list_of_heavy_flows_is_short() -> None:
+    """More than MOST_HEAVY flows are refused."""
+    with pytest.raises(ValueError, match="17 heavy flows"):
+        compose(heavy=range(MOST_HEAVY + 1))
+
+
+# Dedupe.
+
+PEERS = (PEER4, "10.0.0.10", "192.168.7.1", PEER6, "fd00::10", "fd00:0:0:1::9", "2001:db8::9")
+DEDUPE = compose(dedupe=PEERS)
+OTHERS = (HERE4, "10.0.0.8", "9.0.0.10", HERE6, "fd00::8", "fd00:0:0:2::9", "2001:db8::10", "fd00:0:0:1::1")
+
+
+def from_to(source: str, destination: str, tags: Sequence[int] = ()) -> bytes:
+    """A UDP frame between two addresses of one family."""
+    if ":" in source:
+        packet = frames.ipv6(17, frames.udp(), source=source, destination=destination)
+        return frames.ethernet(frames.IPV6, packet, tags)
+    return frames.ethernet(frames.IPV4, frames.ipv4(17, frames.udp(), source=source, destination=destination), tags)
+
+
+@pytest.mark.parametrize("tags", frames.TAGGINGS)
+@pytest.mark.parametrize("peer", PEERS)
+def test_dedupe_leaves_a_peers_frames_to_the_peer(peer: str, tags: Sequence[int]) -> None:
+    """What comes from a peer is rejected, whomever it is for; what goes to it, or leaves with its address, is kept."""
+    here = HERE6 if ":" in peer else HERE4
+    for kind in (PACKET_HOST, PACKET_BROADCAST, PACKET_MULTICAST, PACKET_OTHERHOST):
+        assert kept(DEDUPE, from_to(peer, here, tags), kind) is None
+        assert kept(DEDUPE, from_to(here, peer, tags), kind) is not None
+    assert kept(DEDUPE, from_to(peer, here, tags), PACKET_OUTGOING) is not None
+
+
+@pytest.mark.parametrize("tags", frames.TAGGINGS)
+@pytest.mark.parametrize("other", OTHERS)
+def test_dedupe_keeps_all_others(other: str, tags: Sequence[int]) -> None:
+    """An address that shares words with a peer's is not a peer."""
+    assert kept(DEDUPE, from_to(other, PEER6 if ":" in other else PEER4, tags)) is not None
+
+
+def test_dedupe_keeps_what_is_too_short_or_not_ip() -> None:
+    """A frame that ends inside its IP header is kept, and so is what merely holds a peer's address."""
+    four, six = from_to(PEER4, HERE4), from_to(PEER6, HERE6)
+
+    assert all(kept(DEDUPE, four[:n]) for n in range(1, 34))
+    assert all(kept(DEDUPE, six[:n]) for n in range(1, 54))
+    assert kept(DEDUPE, four[:34]) is kept(DEDUPE, six[:54]) is None
+    assert kept(DEDUPE, frames.ethernet(frames.ARP, four[14:])) is not None
+    assert kept(DEDUPE, frames.ethernet(frames.IPV4, four[14:], (0x8100,) * 3)) is not None
+
+
+@given(
+    st.lists(st.ip_addresses(v=6, network="fd00::/120") | st.ip_addresses(v=4, network="10.0.0.0/28"), max_size=40),
+    st.ip_addresses(v=6, network="fd00::/120") | st.ip_addresses(v=4, network="10.0.0.0/28"),
+)
+def test_dedupe_means_exactly_its_peers(peers: list[object], source: object) -> None:
+    """With any list of peers a frame from any address is rejected if and only if the address is in the list."""
+    frame = from_to(str(source), HERE6 if ":" in str(source) else HERE4)
+
+    assert (source in peers) == (kept(compose(dedupe=[str(peer) for peer in peers]), frame) is None)
+
+
+# All together.
+
+EVERYTHING = compose(
+    exclusions=EXCLUSIONS, loopback=True, dedupe=PEERS, heavy=range(5), heavy_fraction=0.5, sample=0.5, slice_="headers"
+)
+
+
+@settings(max_examples=400)
+@given(ANY_FRAME, st.sampled_from([PACKET_HOST, PACKET_OUTGOING]), st.integers(0, MOST))
+def test_stages_are_independent(frame: bytes, kind: int, chance: int) -> None:
+    """All stages together reject what one of them rejects alone, though the registers hold leftovers."""
+    alone = (
+        compose(exclusions=EXCLUSIONS),
+        compose(loopback=True),
+        compose(dedupe=PEERS),
+        compose(heavy=range(5), heavy_fraction=0.5, sample=0.5, slice_="headers"),
+    )
+    lengths = [kept(program, frame, kind, chance) for program in alone]
+    expected = None if None in lengths else lengths[-1]
+
+    assert expected == kept(EVERYTHING, frame, kind, chance)
+
+
+def test_a_stage_without_work_has_no_instruction() -> None:
+    """At its defaults none of the three costs anything."""
+    idle = compose(dedupe=(), heavy=(), heavy_fraction=0.5, sample=1.0, seed=9)
+
+    assert len(idle) == 1
+
+
+def test_jumps_stay_within_their_stage() -> None:
+    """No jump of a stage goes beyond the line that follows it, however long its list is."""
+    many = tuple(range(MOST_HEAVY))
+    stages = {
+        "dedupe": dedupe_stage(tuple(f"fd00::{n:x}" for n in range(300)) + tuple(f"10.0.0.{n}" for n in range(200))),
+        "hash": hash_stage(SEED, "ret a"),
+        "sample": sample_stage(0.5),
+        "heavy": heavy_stage(many, 0.5, 20),
+    }
+    for stage in stages.values():
+        for at, one in enumerate(stage):
+            if one.code & 7 == 5:
+                assert at + 1 + (one.k if one.code == 5 else max(one.jt, one.jf)) <= len(stage)
+    whole = compose(heavy=many, heavy_fraction=0.5, sample=0.5, seed=SEED, slice_="headers")
+
+    assert whole == (*stages["hash"], *sample_stage(0.5), *heavy_stage(many, 0.5, 0x40000), *whole[-2:])
+
+
+def steps(program: Sequence[Instruction], frame: bytes) -> int:
+    """How many instructions the frame passes."""
+    machine = Machine(frame)
+    machine.run(program)
+    return machine.steps
+
+
+def test_program_sizes() -> None:
+    """The largest program that the governor makes is known; what the kernel charges for it, the lab tests."""
+    four = [Exclusion(6, f"fd00::{n}", 4795, 40000 + n) for n in range(4)]
+    largest = compose(
+        exclusions=four, loopback=True, heavy=range(MOST_HEAVY), heavy_fraction=0.1, sample=0.5, slice_="headers"
+    )
+
+    assert len(compose(sample=0.5)) <= 475
+    assert len(largest) <= 660
+
+
+def test_steps() -> None:
+    """A TCP packet over IPv4 costs 100 instructions to sample, and one for each heavy flow that it is compared with."""
+    frame = frames.ethernet(frames.IPV4, frames.ipv4(6, frames.tcp()))
+    heavy = compose(sample=0.9999999, heavy=range(MOST_HEAVY), heavy_fraction=0.5)
+
+    assert steps(compose(sample=0.9999999), frame) <= 100
+    assert steps(heavy, frame) <= 101 + MOST_HEAVY
+    assert steps(compose(dedupe=PEERS), frame) <= 20
