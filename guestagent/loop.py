@@ -1,6 +1,5 @@
 """The one loop: epoll, callbacks, signals as events. Time comes from here and goes to everyone else as an argument."""
 
-import os
 import select
 import signal
 import socket
@@ -103,8 +102,3 @@ class Loop:
 
 def _ignore_in_handler(_number: int, _frame: FrameType | None) -> None:
     """The wake-up descriptor carries the signal; Python only needs a handler to be there."""
-
-
-def descriptor_is_terminal(descriptor: int) -> bool:
-    """Is a person watching?"""
-    return os.isatty(descriptor)

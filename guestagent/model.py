@@ -1,6 +1,6 @@
 """The words that rooms share: plain frozen data, no behaviour beyond arithmetic, no imports of other rooms."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 
 LINK_TYPE_ETHERNET = 1
 """LINKTYPE_ETHERNET in the tcpdump.org link-type registry; the only one of version 1."""
@@ -69,13 +69,3 @@ class Exclusion:
     remote_address: str
     remote_port: int
     local_port: int
-
-
-@dataclass(frozen=True, slots=True)
-class Fidelity:
-    """What the capture filter is asked to keep of each frame."""
-
-    filter_expression: str = ""
-    slice: str | int = "full"
-    """`full`, `headers`, or a number of bytes."""
-    exclusions: tuple[Exclusion, ...] = field(default=())

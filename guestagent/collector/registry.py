@@ -5,6 +5,7 @@ Used by the server for connections, and by the agent itself for `--to dir:PATH`.
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from guestagent.collector.run import Run
@@ -17,7 +18,18 @@ REPORT_SCHEMA = "guestagent.collector/1"
 MOST_AGENTS = 4096
 """Names are the peers' to choose; a stranger who invents them must not fill our memory."""
 MOST_UNCLEAN_ENDS = 100
-_SUMMED = ("received", "received_bytes", "gaps", "duplicates", "written", "malformed", "unsupported_gso")
+_SUMMED: dict[str, Callable[[Run], int]] = {
+    "received": lambda run: run.received,
+    "received_bytes": lambda run: run.received_bytes,
+    "gaps": lambda run: run.place.gaps,
+    "duplicates": lambda run: run.place.duplicates,
+    "written": lambda run: run.written,
+    "malformed": lambda run: run.malformed,
+    "unsupported_gso": lambda run: sum(run.place.unsupported_gso.values()),
+    "checksums_completed": lambda run: run.track.checksums[0],
+    "checksums_left": lambda run: run.track.checksums[1],
+}
+"""What the report sums over an agent's runs."""
 
 
 class Sink(Protocol):
@@ -52,16 +64,8 @@ class Agent:
         """The totals with these runs added."""
         sums = dict(self.totals)
         for run in runs:
-            counts = (
-                run.received,
-                run.received_bytes,
-                run.place.gaps,
-                run.place.duplicates,
-                run.written,
-                run.malformed,
-            )
-            for key, value in zip(_SUMMED, (*counts, sum(run.place.unsupported_gso.values())), strict=True):
-                sums[key] += value
+            for key, count in _SUMMED.items():
+                sums[key] += count(run)
         return sums
 
 

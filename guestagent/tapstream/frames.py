@@ -169,11 +169,6 @@ class Deframer:
         """`count` bytes were read into the last `space()`."""
         self._end += count
 
-    @property
-    def buffered_bytes(self) -> int:
-        """Bytes received that are no whole frame yet."""
-        return self._end - self._start
-
     def _checked_length(self) -> int:
         kind, _, _, length, _ = HEADER.unpack_from(self._buffer, self._start)
         if kind not in MOST_PAYLOAD_BYTES:
