@@ -16,7 +16,7 @@ from pathlib import Path
 
 from guestagent.errors import GuestagentError, HostError
 from tests.bench import collector, report, rounds, start, writers
-from tests.bench.clocks import busy_seconds
+from tests.bench.clocks import BusyClock
 from tests.bench.taps import TAPS
 
 PARTS = ("taps", "start", "collector", "writers")
@@ -71,9 +71,9 @@ def _flags() -> argparse.Namespace:
 
 
 def _busy_share() -> float:
-    before, began = busy_seconds(), time.monotonic()
+    clock, began = BusyClock(), time.monotonic()
     time.sleep(2.0)
-    return (busy_seconds() - before) / (time.monotonic() - began) / (os.cpu_count() or 1)
+    return clock.seconds() / (time.monotonic() - began) / (os.cpu_count() or 1)
 
 
 def _say(text: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from guestagent.errors import GuestagentError
 from guestagent.lab.hosts import Lab
-from tests.bench.clocks import busy_seconds, process_seconds
+from tests.bench.clocks import BusyClock, process_seconds
 from tests.bench.scene import LOADS, Load, Scene, small
 from tests.bench.taps import FOREIGN, TAPS, Running
 
@@ -76,11 +76,11 @@ def _all_loads(scene: Scene, number: int, offloads: bool, name: str, seconds: fl
 def _one(scene: Scene, running: Running, load: Load, number: int, offloads: bool, name: str, seconds: float) -> Cell:
     lost_before = running.lost()
     peer_before, collector_before = scene.counters()
-    busy, own, start = busy_seconds(), process_seconds(*running.pids), time.monotonic()
+    busy, own, start = BusyClock(), process_seconds(*running.pids), time.monotonic()
     load.make(scene, load.inbound, seconds)
     took = time.monotonic() - start
     time.sleep(SETTLE_SECONDS)
-    busy, own = busy_seconds() - busy, process_seconds(*running.pids) - own
+    worked, own = busy.seconds(), process_seconds(*running.pids) - own
     peer, collector = scene.counters()
     lost = running.lost()
     return Cell(
@@ -93,7 +93,7 @@ def _one(scene: Scene, running: Running, load: Load, number: int, offloads: bool
         packets=peer.rx_packets + peer.tx_packets - peer_before.rx_packets - peer_before.tx_packets,
         app_bytes=peer.rx_bytes + peer.tx_bytes - peer_before.rx_bytes - peer_before.tx_bytes,
         copied_bytes=collector.rx_bytes - collector_before.rx_bytes,
-        busy_seconds=busy,
+        busy_seconds=worked,
         tap_seconds=own,
         lost=None if lost is None or lost_before is None else lost - lost_before,
     )
