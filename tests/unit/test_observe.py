@@ -185,7 +185,7 @@ AGENT: dict[str, Any] = {
     "engine_reason": "the kernel offers it",
     "link": {"text": "connected to collector c"},
     "interfaces": {"eth0": InterfaceLedger(captured=1234, delivered=1200, dropped_by_ring=30).as_dict()},
-    "limits": {"slice": "full", "filter": "tcp", "reason": "as configured"},
+    "limits": {"slice": "full", "filter": "tcp", "reason": "as configured", "keep": 1.0},
     "ring_bytes": 64 << 20,
     "ring_held_fraction": 0.25,
     "cpu_seconds": 1.5,
