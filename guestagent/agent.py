@@ -11,8 +11,10 @@ down the ring is the only buffer, and the kernel drops and counts when it is ful
 import logging
 import signal
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from math import inf
 from typing import Any
 
 from guestagent import __version__, identity
@@ -29,6 +31,8 @@ from guestagent.loop import EDGE, READABLE, Loop
 from guestagent.observe import reports
 from guestagent.observe.status import StatusSocket
 from guestagent.observe.words import LiveLine, RateLine, ledger_sentence
+from guestagent.reload import reload
+from guestagent.steering import Steering
 
 log = logging.getLogger("guestagent.agent")
 
@@ -45,13 +49,12 @@ REST_SECONDS = 0.02
 """The agent wakes 50 times a second at most while blocks and acknowledgements gather, which halves its CPU at 50,000
 small packets a second. It does not rest while the ring fills or the socket is full."""
 DRAIN_STEP_SECONDS = 0.02
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def run_agent(config: RunConfig, capture: Capture) -> int:
+def run_agent(config: RunConfig, capture: Capture, reread: Callable[[], RunConfig]) -> int:
     """Tap until a signal, the duration or a fault ends it; the exit code. Raises GuestagentError."""
     with ExitStack() as stack:
-        agent = Agent(config, capture, stack)
+        agent = Agent(config, capture, stack, reread)
         agent.work()
         agent.drain()
         agent.finish()
@@ -61,19 +64,23 @@ def run_agent(config: RunConfig, capture: Capture) -> int:
 class Agent:
     """One run: the desk, the link, and what time asks for. Everything it opens, `stack` closes."""
 
-    def __init__(self, config: RunConfig, capture: Capture, stack: ExitStack) -> None:
-        self._config = config
+    def __init__(self, config: RunConfig, capture: Capture, stack: ExitStack, reread: Callable[[], RunConfig]) -> None:
+        self._config, self._reread = config, reread
         self._stop_reason = self._failure = ""
         self._loop = Loop()
         stack.callback(self._loop.close)
-        self._loop.on_signals(dict.fromkeys(STOP_SIGNALS, self._signalled))
-        self._desk = Desk(capture, config.agent_id or identity.agent_id())
+        self._loop.on_signals(
+            {signal.SIGINT: self._stopped, signal.SIGTERM: self._stopped, signal.SIGHUP: self._reload}
+        )
+        self._desk = Desk(capture, config.agent_id or identity.agent_id(), config.dedupe)
         self._tap = self._desk.tap
         stack.callback(self._tap.close)
         self._until = self._loop.now() + config.duration if config.duration else float("inf")
         for source in self._tap.sources:
             self._loop.watch(source, READABLE | EDGE, self._records_wait)
         self._packets_before = interface_packets(self._names())
+        self._steering = Steering(config, self._desk, self._loop.now())
+        stack.callback(self._steering.close)
         self._detector = LoopDetector()
         self._live, self._rates = LiveLine(), RateLine()
         stack.callback(self._live.clear)
@@ -107,8 +114,12 @@ class Agent:
     def _engine(self) -> tuple[str, str]:
         return self._desk.capture.engine, self._desk.capture.reason
 
-    def _signalled(self) -> None:
+    def _stopped(self) -> None:
         self._stop_reason = self._stop_reason or "stopped by a signal"
+
+    def _reload(self) -> None:
+        self._config = reload(self._config, self._reread, self._desk, self._steering, self._loop.now())
+        self._desk.window.add_report(self._report_body())
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -130,11 +141,29 @@ class Agent:
                 self._detect(now)
                 detect_at = now + (HELD_DETECT_SECONDS if self._desk.is_held else DETECT_SECONDS)
             self._link.tick(now)
-            due = min(report_at, detect_at, self._until, self._link.deadline())
+            self._desk.tick(now)
+            self._steer(now)
+            due = min(
+                report_at,
+                detect_at,
+                self._until,
+                self._link.deadline(),
+                self._desk.deadline(),
+                self._steering.due_at,
+            )
             self._loop.run_once(0.0 if has_more else due - self._loop.now(), rest_until, self._tap.is_filling)
             now = self._loop.now()
-            has_more = self._link.pump(now)
+            self._steering.look(now)
+            has_more = self._pump(now)
             rest_until = 0.0 if self._link.is_blocked else now + REST_SECONDS
+
+    def _steer(self, now: float) -> None:
+        if now >= self._steering.due_at and self._steering.tick(now, self._link) and not self._steering.limits.is_probe:
+            self._desk.window.add_report(self._report_body())
+
+    def _pump(self, now: float) -> bool:
+        self._desk.gate_opens_at = inf
+        return self._link.pump(now)
 
     def _records_wait(self, _events: int) -> None:
         """A ring needs no more than the wake-up, `work` pumps after it; an engine without one reads its socket here."""
@@ -151,14 +180,10 @@ class Agent:
     def _report_body(self) -> dict[str, Any]:
         return {
             "interfaces": {str(key): ledger.as_dict() for key, ledger in self._tap.ledgers.items()},
-            "limits": self._limits(),
+            "limits": self._steering.describe(self._loop.now()),
             "clock": {"realtime_ns": time.time_ns(), "monotonic_ns": time.monotonic_ns()},
             "filter_swaps_ns": list(self._desk.swaps_ns),
         }
-
-    def _limits(self) -> dict[str, Any]:
-        wish = self._desk.capture.wish
-        return {"slice": wish.slice, "filter": wish.filter_expression, "keep": wish.keep, "reason": "as configured"}
 
     def _follow_interfaces(self) -> None:
         """Tell the collector of a new MTU or MAC; bind again to a device that was made anew under its old name."""
@@ -198,12 +223,12 @@ class Agent:
         start = self._loop.now()
         is_quiet = False
         while (now := self._loop.now()) < start + DRAIN_SECONDS:
-            has_more = self._link.pump(now)
+            has_more = self._pump(now)
             if not is_quiet and not has_more and now >= start + QUIET_DRAIN_SECONDS:
                 is_quiet = True
                 self._tap.refresh()
                 self._desk.window.add_report(self._report_body())
-                self._link.pump(now)
+                self._pump(now)
             if is_quiet and not len(self._desk.window):
                 return
             self._link.tick(now)
@@ -236,7 +261,8 @@ class Agent:
             "engine": engine,
             "engine_reason": reason,
             "interfaces": {name: ledger.as_dict() for name, ledger in self._tap.by_name().items()},
-            "limits": self._limits(),
+            "limits": self._steering.describe(self._loop.now()),
+            "budgets": self._steering.describe_budgets(),
             "ring_bytes": self._tap.ring_bytes,
             "ring_held_fraction": round(self._tap.held_fraction(), 4),
             "not_selected_estimate": max(0, seen - total.captured),

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from guestagent import __version__
@@ -38,7 +39,11 @@ _RUN_OPTIONS = (
     _option("--filter", metavar="EXPR", help="pcap-filter expression, decided in the kernel"),
     _option("--slice", metavar="N|headers|full", help="bytes of each frame to keep; default: full"),
     _option("--keep", type=float, metavar="FRACTION", help="copy this fraction of the flows, each whole or not at all"),
-    _option("--full", **_SWITCH, help="copy everything, without default budgets"),
+    _option("--cpu", type=float, metavar="PCT", help="of the whole VM, kernel's share included; default: 5"),
+    _option("--rate", metavar="100mbit", help="what may leave; default: 10 %% of the link's speed, else 200mbit"),
+    _option("--packets", type=int, metavar="N", help="packets per second that may leave; default: no cap"),
+    _option("--yield", metavar="on|off", help="step back while the VM is under pressure; default: on"),
+    _option("--full", **_SWITCH, help="copy everything: no default budgets; those given beside it hold"),
     _option("--ring", metavar="SIZE", help="ring of each interface; default: 64MB, at most 5 %% of free memory"),
     _option("--promiscuous", **_SWITCH, help="also frames for other hosts"),
     _option("--engine", metavar="ring|portable", help="default: ring where the kernel has it"),
@@ -60,12 +65,13 @@ def _run(flags: Flags) -> int:
     from guestagent.observe import logs
     from guestagent.start import begin
 
-    config = load_run(flags.pop("config"), flags)
+    reread = partial(load_run, flags.pop("config"), flags)
+    config = reread()
     logs.start()
     capture = begin(config)
     from guestagent.agent import run_agent
 
-    return run_agent(config, capture)
+    return run_agent(config, capture, reread)
 
 
 def _collect(flags: Flags) -> int:

@@ -5,15 +5,20 @@ import os
 import time
 from collections import deque
 from functools import partial
+from math import inf
 from typing import Any
 
 from guestagent import __version__, identity
+from guestagent.capture.block import cut
 from guestagent.capture.engine import Capture
-from guestagent.capture.tap import Tap
-from guestagent.model import Exclusion, Interface
+from guestagent.capture.tap import Loan, Tap
+from guestagent.errors import ConfigError
+from guestagent.governor.bucket import Gate
+from guestagent.model import Exclusion, Interface, Selection
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Kind, ProtocolError
 from guestagent.tapstream.hello import AgentHello, CollectorHello, decode_counts, encode_interface
+from guestagent.tapstream.lease import Lease
 from guestagent.tapstream.session import Pending, SendWindow
 
 log = logging.getLogger("guestagent.agent")
@@ -23,21 +28,33 @@ RUN_ID_BYTES = 16
 KEPT_EXCLUSIONS = 4
 """Closed connections of ours may still say FIN or be answered by RST; the last few stay left out."""
 MOST_NOTE_CHARACTERS = 200
+MOST_RUN_BYTES = 64 * 1024
+"""Of a frame while a cap binds: acknowledgements, and pings from us, come between."""
 
 
 class Desk:
     """The owner of the link (links.owner.LinkOwner): frames out, acknowledgements in, every block on loan accounted."""
 
-    def __init__(self, capture: Capture, agent_id: str) -> None:
+    def __init__(self, capture: Capture, agent_id: str, dedupe: str = "") -> None:
         self.capture = capture
         self.tap = Tap(capture.sources)
         self.window = SendWindow()
         self.agent_id = agent_id
+        self._dedupe = dedupe
         self.run_id = os.urandom(RUN_ID_BYTES).hex()
         self.swaps_ns: deque[int] = deque(maxlen=16)
         """When the capture filter was swapped, wall clock."""
         self.is_held = False
         """While the loop detector looks, no new frame goes out."""
+        self.gate = Gate(time.monotonic())
+        """The caps on what leaves."""
+        self.gate_opens_at = inf
+        """When what waits for a cap may leave; infinite where nothing waits for one."""
+        self.selection = capture.wish.selection
+        """What the filter in force keeps."""
+        self._peers_until = inf
+        self._rest: Loan | None = None
+        """Of a block that leaves in several runs."""
         self.collector_note = ""
         """What the collector remarks with its acknowledgements, such as a full disk."""
         self._started_ns = time.time_ns()
@@ -55,14 +72,57 @@ class Desk:
             started_ns=self._started_ns,
             first_sequence=self.window.first_sequence,
             interfaces=tuple(source.interface for source in self.tap.sources),
+            dedupe=self._dedupe,
         )
 
     def exclude(self, exclusion: Exclusion) -> None:
         """Leave one more connection of ours out of the capture."""
         self._exclusions.append(exclusion)
+        self._attach(self.capture, self.selection)
+
+    # -- the filter -----------------------------------------------------------------------------------------------
+
+    def select(self, selection: Selection) -> None:
+        """Keep this much of the traffic from now on; peers on lease stay as they are."""
+        self._attach(self.capture, selection._replace(peers=self.selection.peers))
+
+    def renew(self, capture: Capture, selection: Selection) -> None:
+        """Filter by another wish. Raises ConfigError where the kernel refuses it; then the old one stays."""
+        try:
+            self._attach(capture, selection._replace(peers=self.selection.peers))
+        except ConfigError:
+            self._attach(self.capture, self.selection)
+            raise
+        self.capture = capture
+
+    def leased(self, lease: Lease, now: float) -> None:
+        """Leave incoming packets of these addresses to their own agents, for as long as the collector says."""
+        if self._dedupe:
+            self._peers_until = now + lease.seconds if lease.peers else inf
+            self._leave_to(lease.peers)
+
+    def tick(self, now: float) -> None:
+        """A lease that was not renewed is over."""
+        if now >= self._peers_until:
+            self._peers_until = inf
+            self._leave_to(())
+
+    def deadline(self) -> float:
+        """When the lease ends, or what waits for a cap may leave."""
+        return min(self._peers_until, self.gate_opens_at)
+
+    def _leave_to(self, peers: tuple[str, ...]) -> None:
+        if peers != self.selection.peers:
+            self._attach(self.capture, self.selection._replace(peers=peers))
+
+    def _attach(self, capture: Capture, selection: Selection) -> None:
         for source in self.tap.sources:
-            source.attach(self.capture.program(source.interface.id, tuple(self._exclusions)))
+            source.attach(capture.program(source.interface.id, tuple(self._exclusions), selection))
+            source.pause(selection.paused)
+        self.selection = selection
         self.swaps_ns.append(time.time_ns())
+
+    # -- the way out ----------------------------------------------------------------------------------------------
 
     def resumed(self, answer: CollectorHello) -> None:
         """A collector took the run: what it holds is settled, the rest goes out again."""
@@ -70,29 +130,40 @@ class Desk:
             self._settle(answer.held_sequence, answer.collector_id, answer.unsupported_gso)
         self.window.rewind()
 
-    def next_frame(self) -> Pending | None:
-        """The next numbered frame, made from the next block where none waits."""
+    def next_frame(self, now: float) -> Pending | None:
+        """The next numbered frame, made from the next block where none waits, as soon as the caps allow one."""
         if self.is_held:
             return None
+        room_bytes, room_packets = self.gate.room(now)
+        if room_packets < 1:
+            self._wait_for_gate(now)
+            return None
         if not self.window.unsent:
-            loan = self.tap.take()
-            if loan is None:
+            whole = self._rest or self.tap.take()
+            if whole is None:
                 return None
-            source, block = loan
-            self.window.add(
-                Kind.BLOCK,
-                lambda sequence: frames.write_block_header(
-                    block.memory,
-                    block.start,
-                    block.end,
-                    interface=source.interface.id,
-                    sequence=sequence,
-                    records=block.records,
-                    flags=frames.FLAG_LAST_OF_BLOCK,
-                ),
-                loan,
-            )
-        return self.window.send_next()
+            run, self._rest = split(whole, room_bytes, room_packets)
+            is_first = run.start == run.block.start
+            body = None if is_first else run.block.memory[run.start : run.end]
+            self.window.add(Kind.BLOCK, partial(_block_frame, run), run, body)
+        pending = self.window.send_next()
+        if pending and pending.loan:
+            self.gate.packets.spend(pending.loan.records)
+        return pending
+
+    def allowance(self, now: float) -> float:
+        """How many bytes may leave at this moment."""
+        room_bytes = self.gate.bytes.available(now)
+        if room_bytes <= 0:
+            self._wait_for_gate(now)
+        return room_bytes
+
+    def _wait_for_gate(self, now: float) -> None:
+        self.gate_opens_at = self.gate.ready_at(now, MOST_RUN_BYTES, MOST_RUN_BYTES)
+
+    def spent(self, wire_bytes: float) -> None:
+        """So many left, with the headers of the packets that carry them."""
+        self.gate.bytes.spend(wire_bytes)
 
     def acknowledged(self, sequence: int, collector_id: str, notes: dict[str, Any]) -> None:
         """Settle what a collector made safe."""
@@ -119,9 +190,43 @@ class Desk:
         self.window.add(Kind.INFO, partial(_info_frame, interface))
 
     def abandon(self) -> None:
-        """The run ends: what nobody acknowledged is lost on the link."""
-        self.tap.settle((pending.loan for pending in self.window.abandon()), delivered=False)
-        self.tap.abandon_rest()
+        """The run ends: what nobody acknowledged is lost on the link, or to the cap that it waited for."""
+        capped = self.gate_opens_at < inf
+        sent: list[Loan | None] = []
+        waiting = [self._rest]
+        for pending in self.window.abandon():
+            (sent if pending.sequence <= self.window.highest_sent else waiting).append(pending.loan)
+        self.tap.settle(sent, delivered=False)
+        self.tap.settle(waiting, delivered=False, capped=capped)
+        self._rest = None
+        self.tap.abandon_rest(capped=capped)
+
+
+def split(loan: Loan, room_bytes: float, room_packets: float) -> tuple[Loan, Loan | None]:
+    """The run that may leave next, and what stays of the block: all leaves where the caps have room for it."""
+    if loan.end - loan.start <= room_bytes and loan.records <= room_packets:
+        return loan, None
+    most = int(min(room_packets, loan.records))
+    end, records = cut(
+        loan.block.memory, loan.start, loan.end, loan.records, most_bytes=MOST_RUN_BYTES, most_records=most
+    )
+    if records == loan.records:
+        return loan, None
+    rest = loan._replace(start=end, records=loan.records - records)
+    return loan._replace(end=end, records=records, is_last=False), rest
+
+
+def _block_frame(run: Loan, sequence: int) -> memoryview | bytes:
+    """The frame, or its header where a run stands amid others: the room in front of it is theirs."""
+    about = {
+        "interface": run.source.interface.id,
+        "sequence": sequence,
+        "records": run.records,
+        "flags": frames.FLAG_LAST_OF_BLOCK if run.is_last else 0,
+    }
+    if run.start == run.block.start:
+        return frames.write_block_header(run.block.memory, run.start, run.end, **about)
+    return frames.encode_block_header(size=run.end - run.start, **about)
 
 
 def _info_frame(interface: Interface, sequence: int) -> bytes:

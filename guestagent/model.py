@@ -1,6 +1,7 @@
 """The words that rooms share: plain frozen data, no behaviour beyond arithmetic, no imports of other rooms."""
 
 from dataclasses import asdict, dataclass, fields
+from typing import NamedTuple
 
 LINK_TYPE_ETHERNET = 1
 """LINKTYPE_ETHERNET in the tcpdump.org link-type registry; the only one of version 1."""
@@ -58,6 +59,22 @@ class InterfaceLedger:
 def total(ledgers: list[InterfaceLedger]) -> InterfaceLedger:
     """The sum of several interfaces' ledgers."""
     return InterfaceLedger(*(sum(getattr(one, f.name) for one in ledgers) for f in fields(InterfaceLedger)))
+
+
+class Selection(NamedTuple):
+    """What the capture filter keeps of the traffic that the operator selected. Equal selections, equal programs."""
+
+    slice: str | int = "full"
+    """`full`, `headers`, or a number of bytes of each frame."""
+    sample: float = 1.0
+    """The part of the flows that is kept, whole flows by their hash."""
+    heavy: tuple[int, ...] = ()
+    """Hashes of the flows of which only headers are kept."""
+    heavy_fraction: float = 1.0
+    """Of the packets of heavy flows; SYN, FIN and RST are always kept."""
+    paused: bool = False
+    peers: tuple[str, ...] = ()
+    """Addresses whose incoming packets are left to their own agents."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from guestagent.model import Exclusion, Interface
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Deframer, Frame, Kind
 from guestagent.tapstream.hello import AgentHello, CollectorHello, encode_agent_hello
+from guestagent.tapstream.lease import Lease
 from guestagent.tapstream.session import Pending, SendWindow
 
 RUN_ID = "0123456789abcdef" * 2
@@ -94,7 +95,7 @@ class FakeSource:
         self.waiting: deque[RetiredBlock] = deque()
         self.taken: deque[RetiredBlock] = deque()
         self.captured = self.dropped = 0
-        self.is_closed = False
+        self.is_closed = self.is_paused = False
 
     def retire(self, packets: Sequence[bytes], first_ns: int = EPOCH_NS, stale: int = 0) -> RetiredBlock:
         """Offer a block of these packets, then as many stale records, which the kernel counts as dropped."""
@@ -116,9 +117,9 @@ class FakeSource:
         self.captured += count
         self.dropped += count
 
-    def peek(self) -> RetiredBlock | None:
-        """The oldest block not yet taken."""
-        return self.waiting[0] if self.waiting else None
+    def peek(self, ahead: int = 0) -> RetiredBlock | None:
+        """The oldest block not yet taken, or one after it."""
+        return self.waiting[ahead] if ahead < len(self.waiting) else None
 
     def take(self) -> RetiredBlock | None:
         """Lend it."""
@@ -155,6 +156,10 @@ class FakeSource:
         """Remember the index."""
         self.index = index
 
+    def pause(self, paused: bool) -> None:
+        """Remember it."""
+        self.is_paused = paused
+
     def close(self) -> None:
         """Remember it."""
         self.is_closed = True
@@ -171,6 +176,8 @@ class FakeOwner:
         self.answers: list[CollectorHello] = []
         self.notes: list[dict[str, Any]] = []
         self.changes: list[tuple[bool, str]] = []
+        self.leases: list[Lease] = []
+        self.allowed_bytes, self.spent_bytes = float("inf"), 0.0
 
     def queue(self, packets: Iterable[bytes]) -> None:
         """Number a block of these packets."""
@@ -192,9 +199,21 @@ class FakeOwner:
             self.settled += [one.sequence for one in self.window.acknowledge(answer.held_sequence)]
         self.window.rewind()
 
-    def next_frame(self) -> Pending | None:
+    def next_frame(self, now: float) -> Pending | None:
         """The next frame of the window."""
         return self.window.send_next()
+
+    def allowance(self, now: float) -> float:
+        """What the test sets."""
+        return self.allowed_bytes
+
+    def spent(self, wire_bytes: float) -> None:
+        """Remember it."""
+        self.spent_bytes += wire_bytes
+
+    def leased(self, lease: Lease, now: float) -> None:
+        """Remember it."""
+        self.leases.append(lease)
 
     def acknowledged(self, sequence: int, collector_id: str, notes: dict[str, Any]) -> None:
         """Settle."""

@@ -48,6 +48,7 @@ FRAME_OFFSET_BYTES = 92
 
 _RECORD = Struct("<IIIIIIH6xIH20xB")
 _RECORD_BYTES = _RECORD.size
+_STEP = Struct("<I")
 _LEAST_FRAME_OFFSET_BYTES = 68
 """tpacket3_hdr and sockaddr_ll; a frame can't begin inside them."""
 _ALIGNMENT_BYTES = 8
@@ -90,6 +91,20 @@ def walk(records: bytes | bytearray | memoryview, count: int) -> Iterator[Record
                 raise MalformedBlock(f"stale record at byte {offset} of {end}: next {step}")
             yield None
         offset += step
+
+
+def cut(memory: memoryview, start: int, end: int, count: int, *, most_bytes: int, most_records: int) -> tuple[int, int]:
+    """Where to end a run that begins at `start`, so that it keeps both bounds, and its records: one at least.
+
+    `count` records lie between `start` and `end`; the kernel wrote them, so their lengths are believed.
+    """
+    at, taken = start, 0
+    while taken < count:
+        following = at + _STEP.unpack_from(memory, at)[0] if taken < count - 1 else end
+        if taken and (taken >= most_records or following - start > most_bytes):
+            break
+        at, taken = following, taken + 1
+    return at, taken
 
 
 class BlockWriter:

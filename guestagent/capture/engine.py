@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from guestagent.capture.bpf import Instruction, compose
 from guestagent.capture.interfaces import ARPHRD_LOOPBACK, Link, describe, select
@@ -10,7 +10,7 @@ from guestagent.capture.probes import probe_virtio
 from guestagent.capture.ring import BLOCK_BYTES, FEWEST_BLOCKS, Ring
 from guestagent.capture.source import Source
 from guestagent.errors import ConfigError, HostError, PrivilegeError
-from guestagent.model import Exclusion
+from guestagent.model import Exclusion, Selection
 
 log = logging.getLogger("guestagent.capture")
 
@@ -32,6 +32,11 @@ class Wish:
     promiscuous: bool = False
     engine: str = "auto"
 
+    @property
+    def selection(self) -> Selection:
+        """What is kept while nothing asks for less."""
+        return Selection(self.slice, self.keep)
+
 
 @dataclass(frozen=True, slots=True)
 class Capture:
@@ -45,16 +50,31 @@ class Capture:
     engine: str
     reason: str
 
-    def program(self, interface_id: int, exclusions: Sequence[Exclusion]) -> tuple[Instruction, ...]:
-        """The whole filter of one interface."""
+    def program(
+        self, interface_id: int, exclusions: Sequence[Exclusion], selection: Selection | None = None
+    ) -> tuple[Instruction, ...]:
+        """The whole filter of one interface; without a selection, as the operator wished."""
+        selection = selection or self.wish.selection
         return compose(
             exclusions=exclusions,
             loopback=self.links[interface_id].hardware_type == ARPHRD_LOOPBACK,
             user_filter=self.filters[interface_id],
-            sample=self.wish.keep,
+            dedupe=selection.peers,
+            heavy=selection.heavy,
+            heavy_fraction=selection.heavy_fraction,
+            sample=selection.sample,
             seed=self.wish.seed,
-            slice_=self.wish.slice,
+            slice_=selection.slice,
         )
+
+
+def renewed(capture: Capture, wish: Wish) -> Capture:
+    """The same sources with another filter, slice or fraction. Raises ConfigError for a bad expression."""
+    filters = capture.filters
+    if wish.filter_expression != capture.wish.filter_expression:
+        filters = _compile(wish.filter_expression, list(capture.links.values()))
+    kept = replace(capture.wish, filter_expression=wish.filter_expression, slice=wish.slice, keep=wish.keep)
+    return replace(capture, filters=filters, wish=kept)
 
 
 def ring_blocks(wanted_bytes: int, interfaces: int, available_bytes: int) -> int:

@@ -29,7 +29,7 @@ from guestagent.capture.block import (
     BlockWriter,
 )
 from guestagent.capture.bpf import Instruction
-from guestagent.capture.ring import BLOCK_BYTES, RETIRE_MS, attach_filter, open_packet_socket
+from guestagent.capture.ring import BLOCK_BYTES, RETIRE_MS, attach_filter, bind, open_packet_socket
 from guestagent.capture.source import PRIVATE_BYTES, RetiredBlock, Statistics
 from guestagent.capture.waker import AT_ONCE_NS, NEVER_NS, Waker
 from guestagent.errors import HostError
@@ -80,6 +80,7 @@ class PortableSource:
         self._writer: BlockWriter | None = None
         self._writing = 0
         self._held = self._captured = self._dropped = 0
+        self._is_paused = False
         self._trouble = ""
         self._frame = memoryview(bytearray(_LARGEST_FRAME_BYTES))
         self._scapy = _open_scapy_socket(interface.name, promiscuous)
@@ -112,14 +113,20 @@ class PortableSource:
     def bind(self, index: int) -> None:
         """Begin, or begin again after the device was made anew, to see the interface's packets."""
         self.index = index
-        self._socket.bind((self.interface.name, _ETH_P_ALL))
+        bind(self._socket, self.interface.name, paused=self._is_paused)
+
+    def pause(self, paused: bool) -> None:
+        """See no packets, or see them again."""
+        if paused != self._is_paused:
+            self._is_paused = paused
+            self.bind(self.index)
 
     def fileno(self) -> int:
         """The descriptor that wakes for packets and for a block that is due."""
         return self._waker.fileno()
 
-    def peek(self) -> RetiredBlock | None:
-        """Read the socket; the oldest block that is full or RETIRE_MS old."""
+    def peek(self, ahead: int = 0) -> RetiredBlock | None:
+        """Read the socket; the oldest block that is full or RETIRE_MS old, or one of those after it."""
         count, due_ns = self._read(), NEVER_NS
         if self._writer is not None:
             age_ns = time.time_ns() - self._writer.first_ns
@@ -132,7 +139,7 @@ class PortableSource:
             self._waker.wake_after(AT_ONCE_NS)
         elif not self._is_full():
             self._waker.looked(found=count > 0, due_ns=due_ns)
-        return self._retired[0] if self._retired else None
+        return self._retired[ahead] if ahead < len(self._retired) else None
 
     def take(self) -> RetiredBlock | None:
         """Like peek; the block leaves the queue."""

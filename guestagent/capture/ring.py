@@ -39,6 +39,8 @@ _PACKET_MR_PROMISC = 1
 _TPACKET_V3 = 2
 _SO_ATTACH_FILTER = 26
 _ETH_P_ALL = 0x0003
+_ETH_P_NONE = 0xFFFF
+"""Reserved (RFC 1701), so that no packet has it. Binding to 0 would be ignored: the old protocol stays (measured)."""
 _STATUS_KERNEL = 0
 _WORD_BYTES = 4
 
@@ -70,6 +72,7 @@ class Ring:
         self._block_bytes, self.block_count = block_bytes, block_count
         self._next = 0
         self._held = 0
+        self._is_paused = False
         self._captured = self._dropped = 0
         self._memory: memoryview | None = None
         self._socket = open_packet_socket(interface.name)
@@ -111,17 +114,24 @@ class Ring:
     def bind(self, index: int) -> None:
         """Begin, or begin again after the device was made anew, to see the interface's packets."""
         self.index = index
-        bind(self._socket, self.interface.name)
+        bind(self._socket, self.interface.name, paused=self._is_paused)
+
+    def pause(self, paused: bool) -> None:
+        """See no packets, or see them again; takes about 10 ms, the kernel waits for its readers."""
+        if paused != self._is_paused:
+            self._is_paused = paused
+            self.bind(self.index)
 
     def fileno(self) -> int:
         """The socket's descriptor."""
         return self._socket.fileno()
 
-    def peek(self) -> RetiredBlock | None:
-        """The block at our own index, once the kernel has retired it."""
-        base = self._next * self._block_bytes
-        if self._held == self.block_count:
+    def peek(self, ahead: int = 0) -> RetiredBlock | None:
+        """The block at our own index, or so many after it, once the kernel has retired it."""
+        if self._held + ahead >= self.block_count:
             return None
+        number = (self._next + ahead) % self.block_count
+        base = number * self._block_bytes
         if self._words[(base + BLOCK_STATUS_OFFSET_BYTES) // _WORD_BYTES] == _STATUS_KERNEL:
             return None
         with _barrier:
@@ -129,7 +139,7 @@ class Ring:
         assert self._memory is not None
         _, records, first, used, _, sec, nsec, _, _ = BLOCK_HEADER.unpack_from(self._memory, base)
         memory = self._memory[base : base + self._block_bytes]
-        return RetiredBlock(self._next, memory, first, used, records, sec * 1_000_000_000 + nsec, used)
+        return RetiredBlock(number, memory, first, used, records, sec * 1_000_000_000 + nsec, used)
 
     def take(self) -> RetiredBlock | None:
         """The block at our own index; the index moves on."""
@@ -205,9 +215,9 @@ def describe_super_packets(sock: socket.socket) -> None:
     sock.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
 
 
-def bind(sock: socket.socket, name: str) -> None:
-    """Begin to see an interface's packets."""
-    sock.bind((name, _ETH_P_ALL))
+def bind(sock: socket.socket, name: str, *, paused: bool = False) -> None:
+    """Begin to see an interface's packets; or none of them, and spare the kernel their clones."""
+    sock.bind((name, _ETH_P_NONE if paused else _ETH_P_ALL))
 
 
 def attach_filter(sock: socket.socket, program: Sequence[Instruction]) -> None:

@@ -44,8 +44,8 @@ class Source(Protocol):
     def fileno(self) -> int:
         """The descriptor to watch, edge-triggered: an unreleased block keeps it readable."""
 
-    def peek(self) -> RetiredBlock | None:
-        """The oldest block not yet taken, or None while the kernel fills it."""
+    def peek(self, ahead: int = 0) -> RetiredBlock | None:
+        """The oldest block not yet taken, or the one so many after it; None while the kernel fills it."""
 
     def take(self) -> RetiredBlock | None:
         """Like peek, and the next call answers the block after it."""
@@ -70,6 +70,9 @@ class Source(Protocol):
 
     def bind(self, index: int) -> None:
         """Bind again, to a device of the same name that was made anew."""
+
+    def pause(self, paused: bool) -> None:
+        """See no packets, or see them again; the kernel is then spared their clones, too."""
 
     def close(self) -> None:
         """Give everything back to the kernel; idempotent."""

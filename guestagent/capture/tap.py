@@ -4,7 +4,8 @@ The ledger's `captured` and drops come from the kernel, `delivered` from acknowl
 both and not a definition.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from guestagent.capture.block import FRAME_OFFSET_BYTES, LAYOUT_VIRTIO, walk
 from guestagent.capture.bpf import REJECT_ALL, Instruction
@@ -14,7 +15,16 @@ from guestagent.model import InterfaceLedger, total
 FILLING_BLOCKS = 8
 """2 MB: a busy agent gathers about so much in a turn, and a default ring of 256 blocks is still nearly empty."""
 
-Loan = tuple[Source, RetiredBlock]
+
+class Loan(NamedTuple):
+    """A run of records of a block that was taken; the block goes back with its last run."""
+
+    source: Source
+    block: RetiredBlock
+    start: int
+    end: int
+    records: int
+    is_last: bool = True
 
 
 class Tap:
@@ -25,6 +35,11 @@ class Tap:
         self.ledgers = {source.interface.id: InterfaceLedger() for source in sources}
         self.wire_bytes = 0
         """Bytes of the frames taken so far, without record headers."""
+        self.taken_records = 0
+        self.retired_bytes = 0
+        """Of all blocks that the kernel retired, taken or not, as far as `look` saw them."""
+        self._looked = {source.interface.id: 0 for source in sources}
+        """How many blocks beyond those taken were looked at."""
         self._told: dict[tuple[str, int], int] = {}
         """Stale records that each collector has told of each interface, cumulative."""
 
@@ -45,25 +60,43 @@ class Tap:
         block = source.take()
         if block is None:
             return None
-        self.ledgers[source.interface.id].captured_ring_bytes += block.ring_bytes
+        interface_id = source.interface.id
+        if self._looked[interface_id]:
+            self._looked[interface_id] -= 1
+        else:
+            self.retired_bytes += block.ring_bytes
+        self.ledgers[interface_id].captured_ring_bytes += block.ring_bytes
+        self.taken_records += block.records
         self.wire_bytes += block.ring_bytes - block.records * FRAME_OFFSET_BYTES
-        return source, block
+        return Loan(source, block, block.start, block.end, block.records)
 
-    def settle(self, loans: Iterable[Loan | None], *, delivered: bool) -> None:
-        """Give blocks back: acknowledged, or lost with the link at the end of the run."""
+    def look(self) -> Iterator[tuple[Source, RetiredBlock]]:
+        """The blocks retired since the last look and not yet taken; to read, they stay where they are."""
+        for source in self.sources:
+            interface_id = source.interface.id
+            while block := source.peek(self._looked[interface_id]):
+                self._looked[interface_id] += 1
+                self.retired_bytes += block.ring_bytes
+                yield source, block
+
+    def settle(self, loans: Iterable[Loan | None], *, delivered: bool, capped: bool = False) -> None:
+        """Give blocks back: acknowledged, or at the end of the run lost with the link or to a cap."""
         for loan in loans:
             if loan is None:
                 continue
-            source, block = loan
-            ledger = self.ledgers[source.interface.id]
+            ledger = self.ledgers[loan.source.interface.id]
             if delivered:
-                ledger.delivered += block.records
-                ledger.delivered_bytes += block.end - block.start
+                ledger.delivered += loan.records
+                ledger.delivered_bytes += loan.end - loan.start
             else:
-                stale = _stale_records(source, block)
+                stale = _stale_records(loan)
                 ledger.unsupported_gso += stale
-                ledger.lost_on_link += block.records - stale
-            source.release(block)
+                if capped:
+                    ledger.capped += loan.records - stale
+                else:
+                    ledger.lost_on_link += loan.records - stale
+            if loan.is_last:
+                loan.source.release(loan.block)
 
     def note_unsupported(self, collector_id: str, counts: dict[int, int]) -> None:
         """Take a collector's cumulative count of stale records: they were never delivered, though sent and held.
@@ -103,16 +136,29 @@ class Tap:
         """Let nothing new in; what the rings hold stays."""
         self.attach(REJECT_ALL)
 
-    def abandon_rest(self) -> None:
+    def abandon_rest(self, *, capped: bool) -> None:
         """Count the retired blocks that nobody took as lost, after the drain's patience."""
         while loan := self.take():
-            self.settle([loan], delivered=False)
+            self.settle([loan], delivered=False, capped=capped)
 
     def held_fraction(self) -> float:
         """How full the fullest ring is with blocks that wait for acknowledgement."""
+        return max((source.held_blocks() / source.block_count for source in self.sources), default=0.0)
+
+    def filled_fraction(self) -> float:
+        """How full the fullest ring is, with blocks that wait to be sent, too."""
         return max(
-            (source.held_blocks() / source.block_count for source in self.sources if source.block_count), default=0.0
+            (
+                (source.held_blocks() + self._looked[source.interface.id]) / source.block_count
+                for source in self.sources
+            ),
+            default=0.0,
         )
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Of the blocks that were retired and not yet taken."""
+        return self.retired_bytes - sum(ledger.captured_ring_bytes for ledger in self.ledgers.values())
 
     def close(self) -> None:
         """Give every socket and ring back."""
@@ -120,8 +166,8 @@ class Tap:
             source.close()
 
 
-def _stale_records(source: Source, block: RetiredBlock) -> int:
+def _stale_records(loan: Loan) -> int:
     """The records without a packet, of a block that no collector will count: the kernel has them as dropped, too."""
-    if source.layout != LAYOUT_VIRTIO:
+    if loan.source.layout != LAYOUT_VIRTIO:
         return 0
-    return sum(record is None for record in walk(block.memory[block.start : block.end], block.records))
+    return sum(record is None for record in walk(loan.block.memory[loan.start : loan.end], loan.records))

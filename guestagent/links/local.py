@@ -63,11 +63,15 @@ class LocalLink:
         if self.is_blocked and now < self._retry_at:
             return False
         taken = 0
-        while not self.is_blocked and taken < MOST_FRAMES_PER_TURN and (pending := self._owner.next_frame()):
-            whole = memoryview(pending.frame)
+        while not self.is_blocked and taken < MOST_FRAMES_PER_TURN and self._owner.allowance(now) > 0:
+            pending = self._owner.next_frame(now)
+            if pending is None:
+                break
+            whole = memoryview(pending.frame if pending.body is None else bytes(pending.frame) + pending.body)
             kind, flags, interface, _, sequence = HEADER.unpack_from(whole)
             self._run.frame(Frame(kind, flags, interface, sequence, whole[HEADER_BYTES:]), now)
             self.state.sent_bytes += len(whole)
+            self._owner.spent(len(whole))
             self._held = sequence
             taken += 1
         return self._settle(now) and taken == MOST_FRAMES_PER_TURN
@@ -84,6 +88,10 @@ class LocalLink:
         else:
             self._retry_at = now + RETRY_SECONDS
         return done
+
+    def retransmitted(self) -> int | None:
+        """Nothing is sent."""
+        return None
 
     def finish(self, reason: str) -> None:
         """Nothing to say; the desk closes the embedded collector."""

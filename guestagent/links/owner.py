@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from guestagent.model import Exclusion
 from guestagent.tapstream.hello import AgentHello, CollectorHello
+from guestagent.tapstream.lease import Lease
 from guestagent.tapstream.session import Pending
 
 
@@ -30,8 +31,17 @@ class LinkOwner(Protocol):
     def resumed(self, answer: CollectorHello) -> None:
         """A collector took the run: settle what it holds, send the rest from the start."""
 
-    def next_frame(self) -> Pending | None:
-        """The next frame to send, or None while there is none."""
+    def next_frame(self, now: float) -> Pending | None:
+        """The next frame to send, or None while there is none, or a cap doesn't let it go."""
+
+    def allowance(self, now: float) -> float:
+        """How many bytes may leave at this moment."""
+
+    def spent(self, wire_bytes: float) -> None:
+        """So many left, with the headers of the packets that carry them."""
+
+    def leased(self, lease: Lease, now: float) -> None:
+        """The collector says whose packets their own agents copy."""
 
     def acknowledged(self, sequence: int, collector_id: str, notes: dict[str, Any]) -> None:
         """Everything up to `sequence` is safe; `notes` are the ACK's counts and remarks."""
@@ -52,6 +62,9 @@ class Link(Protocol):
 
     def deadline(self) -> float:
         """When `tick` has to be called next, monotonic seconds."""
+
+    def retransmitted(self) -> int | None:
+        """Segments that were sent again since the connection was made; None without one."""
 
     def pump(self, now: float) -> bool:
         """Send what can be sent; True where more could go at once."""

@@ -12,21 +12,20 @@ A frame that the socket took only in part is repeated from the same byte of the 
 sent: TLS demands it (a retried write must offer the same bytes), TCP does not mind.
 """
 
-import fcntl
 import os
 import socket
-import struct
-import termios
 from collections import deque
 from enum import Enum
 
 from guestagent.links.owner import LinkOwner, LinkState
+from guestagent.links.ramp import Ramp, bulk_socket, queued_bytes, segment_of, total_retransmitted
 from guestagent.links.resolve import Address, Resolver
 from guestagent.loop import EDGE, READABLE, WRITABLE, Loop
 from guestagent.model import Exclusion
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Deframer, Frame, Kind, ProtocolError
 from guestagent.tapstream.hello import decode_collector_hello, encode_agent_hello
+from guestagent.tapstream.lease import decode_lease
 from guestagent.tapstream.session import Backoff
 
 CONNECT_SECONDS = 3.0
@@ -36,8 +35,6 @@ PING_SECONDS = 1.0
 MOST_BYTES_PER_TURN = 4 * 1024 * 1024
 """One turn of the loop sends no more, so that ticks, signals and status keep their time at 40 Gbit/s (0.8 ms)."""
 
-_TC_PRIO_BULK = 2
-"""linux/pkt_sched.h: pfifo_fast sends production traffic of the default class before copies."""
 _IPPROTO_TCP = 6
 
 
@@ -75,7 +72,7 @@ class StreamLink:
     def _reset_connection(self) -> None:
         self._deframer = Deframer()
         self._control: deque[bytes] = deque()
-        self._sending: memoryview | None = None
+        self._ramp = Ramp()
         self._heard_at = self._checked_at = 0.0
         self.is_blocked = False
         self._drained_bytes = self.state.sent_bytes
@@ -114,7 +111,7 @@ class StreamLink:
     def _still_draining(self) -> bool:
         """On a slow path a ping waits behind data; bytes that the peer's kernel takes are a sign of life meanwhile."""
         assert self._socket is not None
-        queued: int = struct.unpack("@i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))[0]
+        queued = queued_bytes(self._socket)
         before, self._drained_bytes = self._drained_bytes, self.state.sent_bytes - queued
         return queued > 0 and self._drained_bytes > before
 
@@ -144,10 +141,7 @@ class StreamLink:
         self._enter(State.CONNECTING, now)
 
     def _open(self, family: int, address: "Address | tuple[str, int]") -> None:
-        self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        self._socket.setsockopt(_IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, _TC_PRIO_BULK)
-        self._socket.bind(("" if family == socket.AF_INET else "::", 0))
+        self._socket = bulk_socket(family)
         local_port = self._socket.getsockname()[1]
         remote, port = address[0], address[1]
         self._owner.exclude(Exclusion(_IPPROTO_TCP, str(remote).partition("%")[0], int(port), local_port))
@@ -171,6 +165,7 @@ class StreamLink:
                 return
             if not events & WRITABLE:
                 return
+            self._ramp.segment = segment_of(self._socket)
             self._greet(now)
         if events & ~WRITABLE:
             self._read(now)
@@ -221,45 +216,53 @@ class StreamLink:
             self._change(True, f"connected to collector {answer.collector_id} at {self.endpoint}")
         elif frame.kind == Kind.ACK:
             self._owner.acknowledged(frame.sequence, self._collector_id, frames.decode_json(frame))
+        elif frame.kind == Kind.LEASE:
+            self._owner.leased(decode_lease(frames.decode_json(frame)), now)
         elif frame.kind == Kind.PING:
             self._control.append(frames.encode(Kind.PONG))
 
     # -- sending ------------------------------------------------------------------------------------------------
 
     def pump(self, now: float) -> bool:
-        """Send until the socket is full, nothing is left, or the turn's share is used up (then True)."""
-        budget = MOST_BYTES_PER_TURN
+        """Send until the socket is full, nothing is left or allowed, or the turn's share is used up (then True)."""
+        left_bytes = MOST_BYTES_PER_TURN
         self.is_blocked = False
-        while budget > 0:
-            if self._sending is None and (self._socket is None or not self._load()):
+        while left_bytes > 0:
+            if not self._ramp and (self._socket is None or not self._load(now)):
                 return False
-            assert self._sending is not None
+            allowance = self._owner.allowance(now)
+            if allowance <= 0:
+                return False
             assert self._socket is not None
             try:
-                count = self._socket.send(self._sending)
+                count = self._ramp.push(self._socket, allowance)
             except BlockingIOError:
                 self.is_blocked = True
                 return False
             except OSError as error:
                 self._broken(f"the connection to {self.endpoint} broke: {error.strerror}")
                 return False
-            budget -= count
+            left_bytes -= count
             self.state.sent_bytes += count
-            self._sending = self._sending[count:] if count < len(self._sending) else None
+            self._owner.spent(self._ramp.segment.wire_bytes(count))
         return True
 
-    def _load(self) -> bool:
+    def _load(self, now: float) -> bool:
         """Put the next frame on the ramp: control frames first, they are small."""
         if self._control:
-            self._sending = memoryview(self._control.popleft())
+            self._ramp.load(self._control.popleft())
             return True
         if self._phase is not State.STREAMING:
             return False
-        pending = self._owner.next_frame()
+        pending = self._owner.next_frame(now)
         if pending is None:
             return False
-        self._sending = memoryview(pending.frame)
+        self._ramp.load(pending.frame, pending.body)
         return True
+
+    def retransmitted(self) -> int | None:
+        """Segments that the kernel sent again on this connection."""
+        return None if self._socket is None else total_retransmitted(self._socket)
 
     def finish(self, reason: str) -> None:
         """Send a BYE behind whatever is being sent."""

@@ -114,6 +114,12 @@ def write_block_header(
     return memory[at:end]
 
 
+def encode_block_header(*, size: int, interface: int, sequence: int, records: int, flags: int) -> bytes:
+    """Frame header and block prefix of a run of `size` bytes that has no room in front of it."""
+    header = HEADER.pack(Kind.BLOCK, flags, interface, BLOCK_PREFIX_BYTES + size, sequence)
+    return header + BLOCK_PREFIX.pack(records)
+
+
 def decode_block(frame: Frame) -> tuple[int, memoryview]:
     """(record count, records) of a BLOCK frame. Raises ProtocolError where the prefix is not there."""
     if len(frame.payload) < BLOCK_PREFIX_BYTES:

@@ -41,6 +41,8 @@ class AgentHello:
     first_sequence: int
     interfaces: tuple[Interface, ...]
     cloud: str = ""
+    dedupe: str = ""
+    """The address domain within which this agent takes leases; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)

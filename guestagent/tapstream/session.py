@@ -26,7 +26,9 @@ class Pending:
     kind: Kind
     frame: memoryview | bytes
     loan: Any = None
-    """What the acknowledgement gives back: a (source, block) pair of the desk's, or None."""
+    """What the acknowledgement gives back: a run of records of the desk's, or None."""
+    body: memoryview | None = None
+    """What follows `frame` where the two don't lie in one piece."""
 
 
 class SendWindow:
@@ -47,10 +49,16 @@ class SendWindow:
         """The oldest frame not acknowledged, or the next to be made."""
         return self._frames[0].sequence if self._frames else self.next_sequence
 
-    def add(self, kind: Kind, build: Callable[[int], memoryview | bytes], loan: Any = None) -> None:
-        """Number a frame and queue it; `build` makes its bytes from the sequence."""
+    def add(
+        self,
+        kind: Kind,
+        build: Callable[[int], memoryview | bytes],
+        loan: Any = None,
+        body: memoryview | None = None,
+    ) -> None:
+        """Number a frame and queue it; `build` makes its bytes, or those before its `body`, from the sequence."""
         sequence = self.next_sequence
-        self._frames.append(Pending(sequence, kind, build(sequence), loan))
+        self._frames.append(Pending(sequence, kind, build(sequence), loan, body))
         self.next_sequence += 1
 
     def add_report(self, report: dict[str, Any]) -> None:

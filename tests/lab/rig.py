@@ -69,12 +69,20 @@ class Rig:
         return process
 
     def agent(
-        self, host: Host, *arguments: str, to: str = f"tcp://{COLLECTOR}", name: str = "vm", connected: bool = True
+        self,
+        host: Host,
+        *arguments: str,
+        to: str = f"tcp://{COLLECTOR}",
+        name: str = "vm",
+        connected: bool = True,
+        full: bool = True,
     ) -> "Process":
-        """Start an agent on eth0, and wait until its collector answered."""
+        """Start an agent on eth0, and wait until its collector answered; without `full` under the default budgets."""
         if "-i" not in arguments:
             arguments = ("-i", "eth0", *arguments)
-        process = self.start(host, "run", *arguments, "--full", "--to", to, "--agent-id", name, report=f"{name}.json")
+        if full:
+            arguments = (*arguments, "--full")
+        process = self.start(host, "run", *arguments, "--to", to, "--agent-id", name, report=f"{name}.json")
         if connected:
             wait_for(lambda: process.status()["link"]["connected"], "the agent to be connected")
         return process

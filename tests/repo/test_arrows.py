@@ -15,7 +15,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
     "model": set(),
-    "config": WORDS,
+    "values": WORDS,
+    "config": WORDS | {"values"},
     # thinking
     "tapstream": WORDS,
     "encap": WORDS,
@@ -34,12 +35,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     # desk
     "agent": EVERYTHING,
     "check": EVERYTHING,
-    "desk": WORDS | {"capture", "identity", "tapstream"},
+    "desk": WORDS | {"capture", "governor", "identity", "tapstream"},
+    "steering": WORDS | {"capture", "config", "desk", "governor", "links"},
+    "reload": WORDS | {"capture", "config", "desk", "start", "steering"},
     "cli": EVERYTHING,
     "demo": EVERYTHING,
     "__main__": EVERYTHING,
     "start": WORDS | {"capture", "config", "observe", "route"},
-    "route": WORDS | {"capture", "config", "links"},
+    "route": WORDS | {"capture", "links", "values"},
     # The collector's desk: it runs on another machine and knows nothing of agent, capture or governor.
     "collect": WORDS | {"collector", "config", "identity", "links", "loop", "observe", "tapstream"},
 }

@@ -58,8 +58,8 @@ class Accounting(RuleBasedStateMachine):
         """An ACK settles the oldest, and tells how many of the records were stale so far; perhaps twice."""
         settled = [self.loans.popleft() for _ in range(min(number, len(self.loans)))]
         self.tap.settle([None, *settled], delivered=True)
-        for source, _ in settled:
-            self.told[source.interface.id] += self.stale_in[source.interface.id].popleft()
+        for loan in settled:
+            self.told[loan.source.interface.id] += self.stale_in[loan.source.interface.id].popleft()
         for _ in range(2):
             self.tap.note_unsupported(self.collector, {**self.told, 77: 5})
 
@@ -80,7 +80,7 @@ class Accounting(RuleBasedStateMachine):
     def teardown(self) -> None:
         """At the end whatever is left is lost, and nothing is in flight."""
         self.tap.settle(self.loans, delivered=False)
-        self.tap.abandon_rest()
+        self.tap.abandon_rest(capped=False)
         self.tap.refresh()
         for at, source in enumerate(self.sources):
             ledger = self.tap.ledgers[at]
@@ -105,7 +105,7 @@ def test_blocks_come_in_order_of_time(times: list[list[int]]) -> None:
     tap = Tap(sources)
     taken = list(iter(tap.take, None))
 
-    assert sorted(chain.from_iterable(times)) == [block.first_ns for _, block in taken]
+    assert sorted(chain.from_iterable(times)) == [block.first_ns for block in (loan.block for loan in taken)]
     assert all(source.held_blocks() == len(row) for source, row in zip(sources, times, strict=True))
 
 
@@ -116,11 +116,11 @@ def test_bytes_are_those_of_the_wire() -> None:
     tap = Tap([source])
     loan = tap.take()
     assert loan is not None
-    size = loan[1].end - loan[1].start
+    size = loan.end - loan.start
     tap.settle([loan], delivered=True)
 
     assert 10_000 <= tap.wire_bytes <= 10_000 + 10 * 8 + 100
-    assert (loan[1].ring_bytes, size) == (tap.ledgers[0].captured_ring_bytes, tap.ledgers[0].delivered_bytes)
+    assert (loan.block.ring_bytes, size) == (tap.ledgers[0].captured_ring_bytes, tap.ledgers[0].delivered_bytes)
 
 
 def test_a_second_collector_counts_for_itself() -> None:

@@ -1,0 +1,299 @@
+"""The law: budgets, demand and pressure in; the most faithful limits that fit out. Pure; time is an argument.
+
+    blocks, peeks ────► demand ──► forecast ──► shed at once when the limits in force don't fit
+    counters, usage ──► account, bounds ──┘     give back when better ones have fitted for a while
+
+**Predict, do not grope.** A controller that knows only its own consumption must try the full copy to learn whether it
+fits, and falls into a cycle: give back, overrun, take away. Records carry their original length and the filter's
+fractions are known, so demand is known under any limits (demand.py) and their cost is computed (predict.py).
+
+**The account.** Its balance, in CPU seconds, grows with the budget and shrinks with what was spent: our own measured
+time and the computed share of others. With the budget b and the balance c (bounds.py):
+
+    shed when     cost(limits in force) > 0.9 b + max(0, c) / 0.1 s     c <= 0.25 s x b: a burst passes; a load beyond b
+                                                                        drains c, and is shed the later the less it is
+    shed down to  0.9 b - debt / 2 s, at least 0.1 b                    what was overrun is paid back
+    give back     what fits 0.95 of that all through the hold
+
+In T seconds the cost is at most b (T + 0.25 s) and the overruns of that time. An overrun is what a surge costs before
+it is seen. A tick is due when a tenth of a second's budget is spent, so the steeper a surge, the shorter it lasts; then
+its cost e makes the bound 0.9 b - e / 2 s, and is gone within a window of 5 s.
+
+**A surge is doubted** where it would take something from ordinary flows: a block shows its first records first, and in
+the first moment of a flood these are older than the flood. Two more looks 20 ms apart tell who it is; heavy flows are
+cut without doubt.
+
+**No cycle.** Between giving back (0.86 b) and shedding (b) nothing moves. What is given back is the *least* of all
+better limits computed during the hold, in one step. A full copy is given back at 0.95 b, or a load that fits could be
+stuck below it, but at 0.86 b, too, where the last one had to be taken again. What had to be taken again within ten
+seconds doubles the hold, to 4 s at most; half a minute without shedding resets it. So a load that comes and goes
+within 4 s is held as if it stayed. Demand is forgotten within 2 s of its end, pressure within 3 s, and the hold ends
+4 s later: full fidelity within ten. One cycle is left on purpose. What a slow collector could take is not known until
+it is tried; a try begins with an empty ring, ends when that is half full, and they come no closer than the hold.
+
+**Stability.** Demand does not depend on the limits, so prediction closes no loop. Two loops remain. The account:
+dc/dt = b - cost, and cost <= 0.9 b + c / 2 s in debt: a first-order lag of 2 s, twenty times the delay of a tick. The
+learning of our own cost: a third of the error each half second on bounded weights (predict.py). Where the model errs
+for good, the debt tightens the bound until the spending fits, and learning takes over.
+
+**Caps** on bytes and packets are kept by token buckets (bucket.py); here they bound what may be captured. They delay
+before they limit: what a cap lets out in a second may wait in the ring. Half of that should, so that the cap is used.
+
+**Yield** asks for a fifth of the budget and never for less than headers: who burns the VM's CPU must not blind the tap.
+
+**Probes.** Under sampling and pause most flows are invisible. Each second the filter is opened for 50 ms to the headers
+of all flows, or of as many as a twelfth of a second's budget allows.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from math import inf
+
+from guestagent.governor.bounds import CAPS, Bound, Bounds
+from guestagent.governor.demand import PEEK_SECONDS, Demand, DemandEstimator, Rates, Sample
+from guestagent.governor.limits import DEFAULT_ORDER, Budgets, Counters, Limits, Rung, Traffic, Usage
+from guestagent.governor.predict import RECORD_BYTES, CostModel
+from guestagent.governor.reason import sentence
+from guestagent.governor.shed import Forecast, combined, severity, shed
+
+TICK_SECONDS = 0.1
+"""A tick costs half a millisecond: half a percent of a core."""
+REST_TICK_SECONDS = 0.25
+REST_SHARE = 0.25
+"""Of the budget: who takes less, and sheds nothing, is asked less often."""
+LEAST_TICK_SECONDS = 0.02
+"""A shorter look has too few packets to judge by."""
+CROWDED_FILL = 0.125
+CONFIRM_SECONDS = 0.035
+"""Two more looks at what a surge consists of."""
+HOLD_SECONDS, MOST_HOLD_SECONDS = 1.0, 4.0
+CAP_HOLD_SECONDS = 0.3
+"""For a little more under a cap, which the bucket keeps whatever we think: holding on longer would leave it unused."""
+RELAPSE_SECONDS, STEADY_SECONDS = 10.0, 30.0
+PROBE_EVERY_SECONDS, PROBE_SECONDS = 1.0, 0.05
+PROBE_SHARE = 0.08
+"""Of a second's budget."""
+LEAST_PROBE_SAMPLE = 0.001
+
+WHOLE = Limits()
+
+
+class Governor:
+    """Told of blocks and filter swaps as they happen; at `due_at` it wants a tick, and answers with limits."""
+
+    def __init__(
+        self,
+        budgets: Budgets,
+        cores: int,
+        now: float,
+        *,
+        base: Limits = WHOLE,
+        order: Sequence[Rung] = DEFAULT_ORDER,
+        model: CostModel | None = None,
+        start: Limits | None = None,
+    ) -> None:
+        """`start` holds until the first decisions: the limits of the governor before, at other budgets."""
+        self._budgets, self._order, self._cores = budgets, tuple(order), cores
+        self._base = replace(base, byte_cap=budgets.bytes_per_second, packet_cap=budgets.packets_per_second)
+        self.limits = self._steady = self._base if start is None else self._begun(start)
+        self.model = model or CostModel()
+        self.demand = Demand()
+        self.spent_cores = 0.0
+        """Own and charged, in the last tick."""
+        self.due_at = now
+        self._estimator = DemandEstimator(self._base)
+        self._bounds = Bounds(budgets, cores, self._order)
+        self._last: tuple[float, Counters, Usage] | None = None
+        self._peek_at = self._probe_at = now
+        self._seen_records = self._seen_bytes = self._taken_records = self._taken_bytes = 0
+        self._better: tuple[float, Limits] | None = None
+        """Since when something better would fit, and the least of that."""
+        self._hold_seconds = HOLD_SECONDS
+        self._shed_at = self._given_back_at = -inf
+        self._doubted_at = inf
+        self._is_capped = False
+        """The last shedding was for a cap."""
+
+    def _begun(self, start: Limits) -> Limits:
+        kept = combined(self._base, start)
+        is_less = kept.selection != self._base.selection
+        return replace(kept, reason=start.reason, since=start.since) if is_less else self._base
+
+    # -- between ticks --------------------------------------------------------------------------------------------
+
+    def wants_peek(self, now: float) -> bool:
+        """Whether the next block's records are worth a look."""
+        return now >= self._peek_at
+
+    def seen(self, now: float, records: int, ring_bytes: int, samples: Iterable[Sample] = ()) -> None:
+        """The kernel retired a block, taken or not; with the samples of a peek, where one was wanted."""
+        if now >= self._peek_at:
+            self._peek_at = now + PEEK_SECONDS
+        self._estimator.block(records, samples)
+        self._seen_records += records
+        self._seen_bytes += ring_bytes
+        is_dear = (
+            self.model.price(self._seen_records, self._seen_bytes) > self._bounds.account.budget_cores * TICK_SECONDS
+            or self._seen_bytes > self._budgets.bytes_per_second * TICK_SECONDS
+            or self._seen_records > self._budgets.packets_per_second * TICK_SECONDS
+        )
+        if is_dear and self._is_whole(self._steady):
+            self._hurry()
+
+    def taken(self, records: int, ring_bytes: int) -> None:
+        """A block went to the link; this is what our own time is spent on."""
+        self._taken_records += records
+        self._taken_bytes += ring_bytes
+
+    def ring_filled(self, fill: float) -> None:
+        """The ring holds so much, as a fraction; worth telling whenever it is known."""
+        if self._last is not None and fill > self._last[1].ring_fill + CROWDED_FILL:
+            self._hurry()
+
+    def _hurry(self) -> None:
+        if self._last is not None:
+            self.due_at = min(self.due_at, self._last[0] + LEAST_TICK_SECONDS)
+
+    def applied(self, now: float, wall_ns: int) -> None:
+        """The filter of the last limits is in force, since `wall_ns` on the clock of the records."""
+        self._estimator.applied(now, wall_ns, self.limits)
+
+    # -- a tick ---------------------------------------------------------------------------------------------------
+
+    def tick(self, now: float, counters: Counters, usage: Usage) -> Limits:
+        """What was read since the last tick becomes the limits until the next."""
+        if self._last is None or now <= self._last[0]:
+            self._last = self._last or (now, counters, usage)
+            self.due_at = now + TICK_SECONDS
+            return self.limits
+        then, before, used = self._last
+        self._last = (now, counters, usage)
+        seconds, captured = now - then, max(0, counters.captured - before.captured)
+        traffic = _growth(before.traffic, counters.traffic)
+        self.demand = self._estimator.close(seconds, captured, traffic, self._taken_bytes)
+        self._book(seconds, captured, used, usage)
+        total = self.demand.total
+        record_bytes = RECORD_BYTES + (total.original_bytes / total.packets if total.packets else 0.0)
+        forecast = Forecast(self.demand, self.model, self._base)
+        idle_cores = self.model.idle.own
+        bounds = self._bounds.at(now, counters, usage, record_bytes=record_bytes, idle_cores=idle_cores)
+        self._decide(now, forecast, bounds)
+        self.limits = self._probe(now, forecast) or self._steady
+        self.due_at = now + self._wait_seconds()
+        return self.limits
+
+    def _wait_seconds(self) -> float:
+        if self._doubted_at < inf:
+            return LEAST_TICK_SECONDS
+        if self.limits.is_probe:
+            return PROBE_SECONDS
+        is_cheap = self.spent_cores < REST_SHARE * self._bounds.account.budget_cores
+        return REST_TICK_SECONDS if is_cheap and self._is_whole(self._steady) else TICK_SECONDS
+
+    def _book(self, seconds: float, captured: int, used: Usage, usage: Usage) -> None:
+        """Charge what the last seconds cost to the account, and learn from it."""
+        own = self.model.own_cores(self._taken_records, self._taken_bytes) + self.model.idle.own * seconds
+        if used.own_seconds is not None and usage.own_seconds is not None:
+            own = max(0.0, usage.own_seconds - used.own_seconds)
+            self.model.learn(seconds, self._taken_records, self._taken_bytes, own)
+        total = self.demand.total
+        part = min(1.0, captured / seconds / total.packets) if total.packets else 0.0
+        rejected = Rates() if self.limits.paused else total.scaled(1 - part).plus(self.demand.unselected)
+        share = self.model.share(total.scaled(part), rejected, self._taken_bytes / seconds)
+        self._seen_records = self._seen_bytes = self._taken_records = self._taken_bytes = 0
+        self.spent_cores = own / seconds + share
+        self._bounds.account.spend(seconds, self.spent_cores)
+
+    # -- the decision ---------------------------------------------------------------------------------------------
+
+    def _decide(self, now: float, forecast: Forecast, bounds: list[Bound]) -> None:
+        wanted, cause = self._steady, ""
+        for one in bounds:
+            if not forecast.cost(wanted).fits(one.tolerated):
+                wanted = combined(wanted, shed(forecast, one.aim, self._base, one.order))
+                cause = one.cause
+        wanted = self._confirmed(now, wanted)
+        if wanted.selection != self._steady.selection:
+            self._is_capped = cause in CAPS
+            if now - self._given_back_at < RELAPSE_SECONDS and not self._is_capped:
+                self._hold_seconds = min(MOST_HOLD_SECONDS, 2 * self._hold_seconds)
+                self._given_back_at = -inf
+            self._shed_at, self._better = now, None
+        elif not self._is_whole(wanted):
+            wanted = self._give_back(now, forecast, bounds)
+        if now - self._shed_at > STEADY_SECONDS:
+            self._hold_seconds = HOLD_SECONDS
+        self._steady = self._explained(now, wanted, forecast, bounds)
+
+    def _confirmed(self, now: float, wanted: Limits) -> Limits:
+        """What is taken from ordinary flows is taken when it is still wanted after a moment of closer looks."""
+        steady = self._steady
+        if (wanted.slice, wanted.sample, wanted.paused) == (steady.slice, steady.sample, steady.paused):
+            self._doubted_at = inf
+            return wanted
+        self._doubted_at = min(now, self._doubted_at)
+        if now - self._doubted_at < CONFIRM_SECONDS:
+            return steady
+        self._doubted_at = inf
+        return wanted
+
+    def _give_back(self, now: float, forecast: Forecast, bounds: list[Bound]) -> Limits:
+        """The least of the better limits of a whole hold, once it is over; else what is in force."""
+        better, full = self._base, forecast.cost(self._base)
+        is_trusted = self._hold_seconds == HOLD_SECONDS
+        if not (is_trusted and all(full.fits(one.whole) for one in bounds)):
+            for one in bounds:
+                better = combined(better, shed(forecast, one.better, self._base, one.order))
+        if self._severity(better) >= self._severity(self._steady):
+            self._better = None
+            return self._steady
+        since, least = self._better or (now, better)
+        self._better = (since, max(least, better, key=self._severity))
+        is_soft = self._is_capped and not self._is_whole(self._better[1])
+        if now - since < (CAP_HOLD_SECONDS if is_soft else self._hold_seconds):
+            return self._steady
+        given, self._better, self._given_back_at = self._better[1], None, now
+        return given
+
+    def _severity(self, limits: Limits) -> tuple[int, int]:
+        return severity(limits, self._base, self._order)
+
+    def _is_whole(self, limits: Limits) -> bool:
+        return limits.selection == self._base.selection
+
+    def _explained(self, now: float, limits: Limits, forecast: Forecast, bounds: list[Bound]) -> Limits:
+        """The limits with the reason and since when; the old reason where nothing binds and only the hold goes on."""
+        if self._is_whole(limits):
+            return self._base
+        since, reason = (self._steady.since, self._steady.reason) if self._steady.reason else (now, "")
+        full = forecast.cost(self._base)
+        worst = max(((full.worst(one.aim), one.cause) for one in bounds), default=None)
+        if worst and (worst[0][0] > 1 or not reason):
+            (_, part), cause = worst
+            reason = sentence(limits, cause, part, full, budgets=self._budgets, cores=self._cores)
+        return replace(limits, reason=reason, since=since)
+
+    def _probe(self, now: float, forecast: Forecast) -> Limits | None:
+        """Open the filter for a moment, once a second, where most is hidden."""
+        steady = self._steady
+        is_blind = steady.paused or steady.sample < self._base.sample
+        if not is_blind or self.limits.is_probe or now < self._probe_at:
+            return None
+        self._probe_at = now + PROBE_EVERY_SECONDS
+        slice_ = "headers" if Rung.HEADERS in self._order else self._base.slice
+        probe = replace(steady, slice=slice_, sample=self._base.sample, paused=False, is_probe=True)
+        price = forecast.cost(probe).cpu * PROBE_SECONDS
+        part = min(1.0, PROBE_SHARE * self._bounds.account.budget_cores / price) if price > 0 else 1.0
+        return replace(probe, sample=self._base.sample * max(LEAST_PROBE_SAMPLE, part))
+
+
+def _growth(before: Traffic | None, after: Traffic | None) -> Traffic | None:
+    """What was counted in between; a device made anew begins at nought."""
+    if before is None or after is None:
+        return None
+    return Traffic(
+        max(0, after.packets_in - before.packets_in),
+        max(0, after.packets_out - before.packets_out),
+        max(0, after.bytes_in - before.bytes_in),
+        max(0, after.bytes_out - before.bytes_out),
+    )

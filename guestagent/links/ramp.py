@@ -1,0 +1,88 @@
+"""A TCP connection for bulk: its socket, the frames on their way into it, and what the kernel makes of their bytes."""
+
+import fcntl
+import socket
+import struct
+import termios
+from collections import deque
+from math import ceil
+from typing import NamedTuple
+
+ETHERNET_BYTES = 14
+IP_BYTES = {socket.AF_INET: 20, socket.AF_INET6: 40}
+TCP_BYTES = 32
+"""With the timestamps that Linux uses where the peer does."""
+USUAL_PAYLOAD_BYTES = 1448
+
+_TC_PRIO_BULK = 2
+"""linux/pkt_sched.h: pfifo_fast sends production traffic of the default class before copies."""
+_MSG_MORE = 0x8000
+"""linux/socket.h: the rest of the frame follows, do not send a small packet for its header."""
+_TOTAL_RETRANS = struct.Struct("@100xI")
+"""tcpi_total_retrans in struct tcp_info (include/uapi/linux/tcp.h)."""
+
+
+class Segment(NamedTuple):
+    """The largest packet of a connection: bytes of ours in it, and of headers around them."""
+
+    payload_bytes: int = USUAL_PAYLOAD_BYTES
+    header_bytes: int = ETHERNET_BYTES + IP_BYTES[socket.AF_INET6] + TCP_BYTES
+
+    def wire_bytes(self, payload_bytes: int) -> int:
+        """What a write of so many bytes takes on the wire, as interfaces count: Ethernet header, no checksum."""
+        return payload_bytes + ceil(payload_bytes / self.payload_bytes) * self.header_bytes
+
+
+def bulk_socket(family: int) -> socket.socket:
+    """A socket with a local port, not connected yet."""
+    connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, _TC_PRIO_BULK)
+    connection.bind(("" if family == socket.AF_INET else "::", 0))
+    return connection
+
+
+def segment_of(connection: socket.socket) -> Segment:
+    """The segment of an established connection."""
+    payload_bytes = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+    return Segment(
+        max(1, payload_bytes), ETHERNET_BYTES + IP_BYTES[socket.AddressFamily(connection.family)] + TCP_BYTES
+    )
+
+
+def total_retransmitted(connection: socket.socket) -> int:
+    """Segments sent again since the connection was made (TCP_INFO)."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TOTAL_RETRANS.size)
+    return int(_TOTAL_RETRANS.unpack(info)[0]) if len(info) == _TOTAL_RETRANS.size else 0
+
+
+def queued_bytes(connection: socket.socket) -> int:
+    """Bytes that the peer's kernel has not acknowledged (SIOCOUTQ)."""
+    return int(struct.unpack("@i", fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)))[0])
+
+
+class Ramp:
+    """Pieces of memory that leave in order; what the socket did not take is offered again from the same byte."""
+
+    def __init__(self) -> None:
+        self.segment = Segment()
+        self._pieces: deque[memoryview] = deque()
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def load(self, *pieces: memoryview | bytes | None) -> None:
+        """Put a frame behind what is there."""
+        self._pieces.extend(memoryview(piece) for piece in pieces if piece is not None)
+
+    def push(self, connection: socket.socket, allowed_bytes: float) -> int:
+        """Write the next piece, or as much of it as may leave; how much was written. Raises OSError as send does."""
+        piece = self._pieces[0]
+        if allowed_bytes < len(piece) + self.segment.header_bytes:
+            piece = piece[: max(1, int(allowed_bytes) - self.segment.header_bytes)]
+        count = connection.send(piece, _MSG_MORE if len(self._pieces) > 1 else 0)
+        if count < len(self._pieces[0]):
+            self._pieces[0] = self._pieces[0][count:]
+        else:
+            self._pieces.popleft()
+        return count
