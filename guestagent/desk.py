@@ -116,6 +116,16 @@ class Desk:
             self._attach(self.capture, self.selection._replace(peers=peers))
 
     def _attach(self, capture: Capture, selection: Selection) -> None:
+        try:
+            self._swap(capture, selection)
+        except ConfigError as error:
+            if not selection.peers:
+                raise
+            log.warning("no room for the compares of a lease, copying its peers' packets: %s", error)
+            self._dedupe = ""
+            self._swap(capture, selection._replace(peers=()))
+
+    def _swap(self, capture: Capture, selection: Selection) -> None:
         for source in self.tap.sources:
             source.attach(capture.program(source.interface.id, tuple(self._exclusions), selection))
             source.pause(selection.paused)

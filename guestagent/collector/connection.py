@@ -3,12 +3,15 @@
 import logging
 import resource
 import socket
+from collections.abc import Iterable
 from contextlib import suppress
 
+from guestagent.collector.leases import Leases
 from guestagent.collector.run import Run
 from guestagent.errors import ConfigError
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Deframer, Kind
+from guestagent.tapstream.lease import encode_lease
 
 log = logging.getLogger("guestagent.collector")
 
@@ -40,6 +43,20 @@ class Connection:
             preface = b"" if self.run else frames.PREFACE
             with suppress(OSError):
                 self.socket.send(preface + frames.encode_json(Kind.BYE, {"reason": reason}))
+
+
+class Lessor:
+    """Tells connected agents whose packets they may leave out."""
+
+    def __init__(self) -> None:
+        self._leases = Leases()
+
+    def due(self, connections: Iterable[Connection], now: float) -> list[tuple[Connection, bytes]]:
+        """The LEASE frames to send now."""
+        takers = {one.run.hello.run_id: one for one in connections if one.run and one.run.member.domain}
+        members = {key: one.run.member for key, one in takers.items() if one.run}
+        leases = self._leases.due(members, now)
+        return [(takers[key], frames.encode_json(Kind.LEASE, encode_lease(lease))) for key, lease in leases.items()]
 
 
 def open_listener(host: str, port: int) -> socket.socket:

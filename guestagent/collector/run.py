@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from guestagent.capture.block import MalformedBlock
+from guestagent.collector.leases import Member
 from guestagent.collector.sinks.track import Resume, Track
 from guestagent.model import Interface
 from guestagent.tapstream.frames import SEQUENCED, Frame, Kind, ProtocolError, decode_block, decode_json
@@ -19,6 +20,7 @@ class Run:
 
     def __init__(self, hello: AgentHello, track: Track, resume: Resume | None) -> None:
         self.hello = hello
+        self.member = Member(hello)
         self.track = track
         self.known_before = resume is not None
         self.place = ReceiveState(hello.first_sequence - 1)
@@ -57,13 +59,13 @@ class Run:
             raise ProtocolError("frames of a run are numbered from 1")
         if not self.place.is_new(frame.sequence):
             return
-        self._TAKERS[Kind(frame.kind)](self, frame)
+        self._TAKERS[Kind(frame.kind)](self, frame, now)
         self.place.hold(frame.sequence)
         self.track.mark(self.place.held_sequence, self.place.unsupported_gso)
         self.last_frame_ns = time.time_ns()
         self.acks.received(len(frame.payload), now)
 
-    def _take_block(self, frame: Frame) -> None:
+    def _take_block(self, frame: Frame, now: float) -> None:
         count, records = decode_block(frame)
         if not self.track.knows(frame.interface):
             raise ProtocolError(f"a BLOCK of interface {frame.interface}, which no hello or INFO named")
@@ -79,13 +81,15 @@ class Run:
             counts = self.place.unsupported_gso
             counts[frame.interface] = counts.get(frame.interface, 0) + stale
 
-    def _take_report(self, frame: Frame) -> None:
+    def _take_report(self, frame: Frame, now: float) -> None:
+        report = decode_json(frame)
+        self.member.reported(report, now)
         try:
-            self.track.report(decode_json(frame))
+            self.track.report(report)
         except RecursionError:  # what json can just decode it can't always encode
             raise ProtocolError("a REPORT frame that is nested too deep") from None
 
-    def _take_info(self, frame: Frame) -> None:
+    def _take_info(self, frame: Frame, now: float) -> None:
         self._describe(decode_interface(decode_json(frame).get("interface")))
 
     _TAKERS = {Kind.BLOCK: _take_block, Kind.REPORT: _take_report, Kind.INFO: _take_info}  # noqa: RUF012

@@ -9,7 +9,7 @@ import socket
 from typing import Any
 
 from guestagent.capture.block import LAYOUTS, MalformedBlock
-from guestagent.collector.connection import Connection, accept, open_listener, raise_file_limit
+from guestagent.collector.connection import Connection, Lessor, accept, open_listener, raise_file_limit
 from guestagent.collector.registry import Agent, Registry
 from guestagent.collector.run import Run
 from guestagent.errors import GuestagentError
@@ -46,6 +46,7 @@ class Server:
         self._listeners: list[socket.socket] = []
         self.connections: dict[int, Connection] = {}
         self._most_connections = min(MOST_CONNECTIONS, raise_file_limit() // FILES_PER_CONNECTION)
+        self._leases = Lessor()
         self.refused = 0
         """Connections closed before or for what they sent."""
 
@@ -211,7 +212,9 @@ class Server:
     # -- time -----------------------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
-        """Send due ACKs, retry blocked sinks, end silent connections."""
+        """Send due ACKs and leases, retry blocked sinks, end silent connections."""
+        for connection, lease in self._leases.due(self.connections.values(), now):
+            self._send(connection, lease)
         for connection in list(self.connections.values()):
             run = connection.run
             if len(connection.unsent) > MOST_UNSENT_BYTES:

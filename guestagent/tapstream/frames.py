@@ -8,7 +8,7 @@
     REPORT  JSON     counters, limits, clock pair; sequenced
     INFO    JSON     facts that changed after the hello; sequenced
     ACK     JSON     collector to agent: everything up to `sequence` is safe; payload, if any, carries counts
-    LEASE   JSON     collector to agent: reserved for pair dedupe
+    LEASE   JSON     collector to agent: peers whose packets their own agents copy (lease.py)
     PING    empty    either side; answered by PONG
     BYE     JSON     the sender ends; `reason`
 

@@ -145,6 +145,7 @@ def decode_agent_hello(value: dict[str, Any], layouts: tuple[str, ...]) -> Agent
         first_sequence=_field(value, "first_sequence", int, "hello", least=1),
         interfaces=tuple(decode_interface(one) for one in interfaces),
         cloud=_field(value, "cloud", str, "hello"),
+        dedupe=_name(value, "dedupe", "hello") if value.get("dedupe") else "",
     )
 
 

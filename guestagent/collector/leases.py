@@ -1,0 +1,114 @@
+"""Who may leave whose packets out: pair dedupe, decided where both ends of a conversation are seen. Pure.
+
+When two tapped VMs talk, each packet is captured twice. The sender's copy is kept: an agent with a lease on a peer's
+addresses leaves their incoming packets out. Duplicates are the safe error, so a lease is granted only on a peer that
+
+- is of the same address domain (private addresses come again in other networks) and the only one with that address,
+- is connected and was whole in its last two reports, the last of them no older than FRESH_SECONDS,
+- selects what the agent itself selects, and lost nothing in its ring between those reports.
+
+A peer that dies without a word was last heard at most 3 s before the last grant, which lasts 5 s: no packet is missing
+later than 8 s after. Whoever says that it sheds, or goes, is taken out within CHECK_SECONDS.
+"""
+
+from collections.abc import Mapping
+from math import inf
+from typing import Any, NamedTuple
+
+from guestagent.tapstream.hello import AgentHello
+from guestagent.tapstream.lease import MOST_PEERS, Lease, leasable
+
+LEASE_SECONDS = 5.0
+RENEW_SECONDS = 1.0
+FRESH_SECONDS = 3.0
+CHECK_SECONDS = 0.1
+LEAST_WHOLE_REPORTS = 2
+_SELECTION = ("filter", "keep", "seed", "slice")
+"""Keys of a report's limits that must be the same at both ends."""
+_LOSSES = ("capped", "dropped_by_ring", "unsupported_gso")
+
+
+class Member:
+    """One agent of a domain, as its hello and its reports show it."""
+
+    def __init__(self, hello: AgentHello) -> None:
+        self.domain = hello.dedupe
+        found = (leasable(address) for one in hello.interfaces for address in one.addresses)
+        self.addresses = tuple(sorted({address for address in found if address}))
+        self.whole_reports = 0
+        self.selection: tuple[Any, ...] = ()
+        self._lost: tuple[Any, ...] = ()
+        self._reported_at = -inf
+
+    def reported(self, report: Mapping[str, Any], now: float) -> None:
+        """One more REPORT; what is missing in it is not whole."""
+        limits, interfaces = report.get("limits"), report.get("interfaces")
+        if not isinstance(limits, dict) or not isinstance(interfaces, dict):
+            self.whole_reports = 0
+            return
+        lost = tuple(repr(one.get(key)) for one in interfaces.values() if isinstance(one, dict) for key in _LOSSES)
+        is_whole = limits.get("reduced") is False and limits.get("probe") is False
+        is_same = self.whole_reports == 0 or lost == self._lost
+        self.whole_reports = self.whole_reports + 1 if is_whole and is_same else 0
+        self.selection = tuple(repr(limits.get(key)) for key in _SELECTION)
+        self._lost, self._reported_at = lost, now
+
+    def is_whole(self, now: float) -> bool:
+        """Can others rely on its copies?"""
+        return self.whole_reports >= LEAST_WHOLE_REPORTS and now - self._reported_at <= FRESH_SECONDS
+
+
+class Grant(NamedTuple):
+    """What an agent was told last."""
+
+    peers: tuple[str, ...]
+    at: float
+
+
+class _Lender(NamedTuple):
+    address: str
+    key: str
+
+
+class Leases:
+    """Told of members; asked often what to tell whom. Keys are the caller's."""
+
+    def __init__(self) -> None:
+        self._granted: dict[str, Grant] = {}
+        self._due_at = -inf
+
+    def due(self, members: Mapping[str, Member], now: float) -> dict[str, Lease]:
+        """The leases to send now: new ones, those to renew, and at once those that lose a peer."""
+        if now < self._due_at:
+            return {}
+        self._due_at = now + CHECK_SECONDS
+        lenders = _lenders(members, now)
+        self._granted = {key: grant for key, grant in self._granted.items() if key in members}
+        told = {}
+        for key, member in members.items():
+            before = self._granted.get(key, Grant((), -inf))
+            found = [
+                one.address
+                for one in lenders.get(member.domain, ())
+                if one.key != key and members[one.key].selection == member.selection
+            ]
+            # Those held already go first, so that leases are stable where not all have room.
+            peers = tuple(sorted(found, key=lambda address: (address not in before.peers, address))[:MOST_PEERS])
+            is_due = now - before.at >= RENEW_SECONDS and (peers or before.peers)
+            if is_due or not set(before.peers) <= set(peers):
+                told[key] = Lease(peers, LEASE_SECONDS)
+                self._granted[key] = Grant(peers, now)
+        return told
+
+
+def _lenders(members: Mapping[str, Member], now: float) -> dict[str, list[_Lender]]:
+    """By domain: the addresses that one member alone has, and that member is whole."""
+    holders: dict[tuple[str, str], list[str]] = {}
+    for key, member in members.items():
+        for address in member.addresses if member.domain else ():
+            holders.setdefault((member.domain, address), []).append(key)
+    lenders: dict[str, list[_Lender]] = {}
+    for (domain, address), keys in holders.items():
+        if len(keys) == 1 and members[keys[0]].is_whole(now):
+            lenders.setdefault(domain, []).append(_Lender(address, keys[0]))
+    return lenders
