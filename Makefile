@@ -1,11 +1,11 @@
 # `make` alone lists the targets. All of them need only make and a shell: `setup` brings the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench bench-harm clean
 # Debian keeps ip, nft and ethtool in sbin, which is not on a plain user's path.
 export PATH := $(PATH):/usr/sbin:/sbin
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make .venv with the guestagent command and all that tests need; at once when nothing changed
 	@packaging/dev-setup.sh
@@ -23,6 +23,9 @@ lint: setup ## ruff, its format, mypy
 
 bench: setup ## the numbers of the README, measured here
 	.venv/bin/python -m tests.bench $(ARGS)
+
+bench-harm: setup ## what taps take from the application: throughput kept, latency, CPU
+	.venv/bin/python -m tests.bench.harm $(ARGS)
 
 clean: ## remove what setup, tests and builds made; captures stay
 	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,73 @@
+"""Open-loop requests: who waits for which answer, and since when it should have been asked. Pure.
+
+A client that waits for an answer before it asks again asks less while the server stalls, and so measures few of the
+bad moments (coordinated omission). Here each request has its time beforehand, and its latency counts from that time,
+however late it could be sent; one that was never answered counts until the end.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, inf
+
+MESSAGE_BYTES = 128
+"""Of a request and of its answer, headers not counted."""
+
+
+class Book:
+    """`count` requests at even distances from `start` on, over the connections in turn; answers come in order."""
+
+    def __init__(self, start: float, per_second: float, count: int, connections: int) -> None:
+        self._start, self._per_second, self._count = start, per_second, count
+        self._asked = 0
+        self._waiting: list[deque[float]] = [deque() for _ in range(connections)]
+        self._partial_bytes = [0] * connections
+        self._seconds: list[float] = []
+
+    @property
+    def next_due(self) -> float:
+        """When the next request shall leave; infinite after the last."""
+        return self._start + self._asked / self._per_second if self._asked < self._count else inf
+
+    @property
+    def is_over(self) -> bool:
+        """Is everything asked and answered?"""
+        return len(self._seconds) == self._count
+
+    def take(self, now: float) -> list[int]:
+        """The connections to ask over now, in order; one comes twice where two of its requests are due."""
+        found = []
+        while (due := self.next_due) <= now:
+            connection = self._asked % len(self._waiting)
+            self._waiting[connection].append(due)
+            self._asked += 1
+            found.append(connection)
+        return found
+
+    def received(self, connection: int, size: int, now: float) -> None:
+        """So many bytes of answers came."""
+        whole, self._partial_bytes[connection] = divmod(self._partial_bytes[connection] + size, MESSAGE_BYTES)
+        for _ in range(whole):
+            self._seconds.append(now - self._waiting[connection].popleft())
+
+    def close(self, now: float) -> "Answers":
+        """The end; whoever still waits has waited until now at least."""
+        unasked = [self._start + at / self._per_second for at in range(self._asked, self._count)]
+        late = [now - due for waiting in (*self._waiting, unasked) for due in waiting]
+        return Answers(sorted([*self._seconds, *late]), len(self._seconds), now - self._start)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What became of the requests."""
+
+    ordered_seconds: list[float]
+    """The latency of each request from its due time, the unanswered ones as what they had waited at the end."""
+    answered: int
+    seconds: float
+    """From the first due time to the last answer, or to the end of patience."""
+
+
+def percentile(ordered: Sequence[float], fraction: float) -> float:
+    """By nearest rank: the least value that at least this fraction does not exceed; of an empty sequence nan."""
+    return ordered[max(1, ceil(fraction * len(ordered))) - 1] if ordered else float("nan")

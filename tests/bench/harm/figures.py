@@ -1,0 +1,159 @@
+"""From cells to figures: each tap beside "off" of its round, medians with an exact interval, the promises. Pure."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import comb, isfinite
+from statistics import median
+
+from tests.bench.figures import Figure
+from tests.bench.harm.loads import LOADS
+from tests.bench.harm.rounds import Cell
+from tests.bench.harm.taps import BUDGET, OFF
+
+CONFIDENCE = 0.95
+LEAST_IDLE = 0.2
+"""Below this share of idle time without a tap, what a tap adds is taken from the application and not from idling: CPU
+added can't be told by subtraction."""
+
+Metric = Callable[[Cell, Cell], float]
+"""Of a cell and the "off" of its pair."""
+
+
+def kept(cell: Cell, off: Cell) -> float:
+    """The application's rate as a fraction of its rate without a tap."""
+    return cell.rate / off.rate
+
+
+def p50(cell: Cell, off: Cell) -> float:
+    """Times the median latency without a tap."""
+    return cell.p50_us / off.p50_us
+
+
+def p99(cell: Cell, off: Cell) -> float:
+    """Times the 99th percentile without a tap."""
+    return cell.p99_us / off.p99_us
+
+
+def p999(cell: Cell, off: Cell) -> float:
+    """Times the 99.9th percentile without a tap."""
+    return cell.p999_us / off.p999_us
+
+
+def busy(cell: Cell, _off: Cell) -> float:
+    """Percent of the machine that works, sensors left out."""
+    return 100 * (cell.worked.busy_seconds - cell.worked.sensor_seconds) / cell.machine_seconds
+
+
+def added(cell: Cell, off: Cell) -> float:
+    """Percent of the machine that the tap adds: its processes and all that the kernel does for it."""
+    return busy(cell, cell) - busy(off, off)
+
+
+def own(cell: Cell, _off: Cell) -> float:
+    """Percent of the machine in the tap's processes."""
+    return 100 * cell.worked.tap_seconds / cell.machine_seconds
+
+
+def copied_packets(cell: Cell, _off: Cell) -> float:
+    """Packets at the sensor for each packet of the application."""
+    return cell.counted.arrived_packets / cell.counted.app_packets
+
+
+def copied_bytes(cell: Cell, _off: Cell) -> float:
+    """Bytes of frames at the sensor for each byte of the application."""
+    return cell.counted.arrived_bytes / cell.counted.app_bytes
+
+
+def interval_ranks(count: int) -> tuple[int, float]:
+    """(k, coverage): the k-th least and k-th greatest of `count` values enclose the median with that probability.
+
+    The sign test turned round: a value lies below the median as a coin falls, whatever the distribution. The narrowest
+    interval of at least CONFIDENCE; with fewer than six values even the whole range covers less.
+    """
+    tail, best = 0.0, (1, 1 - 2 * 0.5**count)
+    for k in range(1, count // 2 + 1):
+        tail += comb(count, k - 1) * 0.5**count
+        if 1 - 2 * tail < CONFIDENCE:
+            break
+        best = k, 1 - 2 * tail
+    return best
+
+
+def figure(values: Sequence[float]) -> Figure:
+    """The median and the interval of interval_ranks."""
+    ordered, (k, _) = sorted(values), interval_ranks(len(values))
+    return Figure(median(ordered), ordered[k - 1], ordered[-k])
+
+
+class Table:
+    """The cells of one run, asked by tap and load."""
+
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        self._cells = {(one.tap, one.load, one.round): one for one in cells}
+        self.rounds = sorted({one.round for one in cells})
+        self.taps = list(dict.fromkeys(one.tap for one in cells))
+        self.taps_on = [one for one in self.taps if one != OFF]
+        present = {one.load for one in cells}
+        self.loads = [one for one in LOADS if one.name in present]
+
+    def figure(self, tap: str, load: str, metric: Metric) -> Figure:
+        """Over the pairs of all rounds."""
+        return figure([metric(self._cells[tap, load, at], self._cells[OFF, load, at]) for at in self.rounds])
+
+    def off(self, load: str, field: str) -> float:
+        """The median of one field of "off"."""
+        return median(float(getattr(self._cells[OFF, load, at], field)) for at in self.rounds)
+
+    def ring_drops(self, tap: str, load: str) -> int | None:
+        """Of all rounds; None where the tap has no ring."""
+        told = [self._cells[tap, load, at].counted.ring_drops for at in self.rounds]
+        return sum(one or 0 for one in told) if told[0] is not None else None
+
+    def has_idle(self, load: str) -> bool:
+        """Can added CPU be told under this load?"""
+        return self.figure(OFF, load, busy).median <= 100 * (1 - LEAST_IDLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """One number of the design, and what was measured."""
+
+    name: str
+    figure: Figure
+    limit: float
+    gate: float | None
+    """Where a regression begins: far enough off that shared cores don't reach it. None: not for a gate."""
+    at_most: bool = True
+
+    @property
+    def verdict(self) -> str:
+        """Does the median keep it?"""
+        if not isfinite(self.figure.median):
+            return "not measured"
+        is_met = self.figure.median <= self.limit if self.at_most else self.figure.median >= self.limit
+        return "met" if is_met else "**missed**"
+
+    @property
+    def is_broken(self) -> bool:
+        """Is even the interval's better end beyond the gate?"""
+        if self.gate is None or not isfinite(self.figure.median):
+            return False
+        return self.figure.low > self.gate if self.at_most else self.figure.high < self.gate
+
+
+def promises(table: Table) -> list[Promise]:
+    """Every promise about the tap with a budget that this run can judge."""
+    found = []
+    for load in table.loads if {OFF, BUDGET} <= set(table.taps) else []:
+
+        def about(metric: Metric, name: str = load.name) -> Figure:
+            return table.figure(BUDGET, name, metric)
+
+        if load.kind == "bulk" and load.is_flat_out:
+            found.append(Promise(f"{load.name}: application keeps", about(kept), 0.97, 0.6, at_most=False))
+            found.append(Promise(f"{load.name}: own process, % of the VM", about(own), 5, None))
+        elif not load.is_flat_out and table.has_idle(load.name):
+            found.append(Promise(f"{load.name}: CPU added, % of the VM", about(added), 5.5, 1.3 * 5.5))
+        if load.is_moderate:
+            found.append(Promise(f"{load.name}: p99, times that without a tap", about(p99), 1.05, 1.3))
+    return found

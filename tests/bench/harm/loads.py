@@ -1,0 +1,149 @@
+"""The application's work: bulk TCP each way, small datagrams both ways at once, requests; paced, and flat out.
+
+Beside each load a client asks the VM's echo server, so every cell tells what a user of the VM would feel.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from guestagent.lab.hosts import Host
+from tests.bench.harm.book import Answers
+from tests.bench.harm.echo import ask
+from tests.bench.scene import PEER, VM, Scene, send_datagrams
+
+PROBE_PER_SECOND = 1_000
+"""Requests beside a load: ten beyond the 99th percentile in each second."""
+UNPACED_PER_SECOND = 1e9
+_CALIBRATION_DATAGRAMS = 50_000
+_IPERF_GRACE_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What runs in one cell. Flat out where neither rate nor fraction is given."""
+
+    name: str
+    kind: str
+    per_second: float | None = None
+    """Requests, or datagrams of both directions together."""
+    fraction: float | None = None
+    """Of the rate that the machine reaches without a tap."""
+    inbound: bool = False
+    is_quick: bool = False
+    """Part of short runs."""
+    is_moderate: bool = False
+    """Here the design promises the 99th percentile."""
+
+    @property
+    def is_flat_out(self) -> bool:
+        """Does it take all that the machine gives?"""
+        return self.per_second is None and self.fraction is None
+
+
+LOADS = (
+    Load("ask 1k", "ask", per_second=1_000, is_quick=True),
+    Load("ask 5k", "ask", per_second=5_000),
+    Load("udp 1k", "udp", per_second=1_000),
+    Load("udp 5k", "udp", per_second=5_000),
+    Load("udp 20k", "udp", per_second=20_000, is_quick=True, is_moderate=True),
+    Load("udp 50k", "udp", per_second=50_000),
+    Load("udp flood", "udp"),
+    Load("bulk in 30 %", "bulk", fraction=0.3, inbound=True, is_quick=True, is_moderate=True),
+    Load("bulk out 30 %", "bulk", fraction=0.3, is_moderate=True),
+    Load("bulk in 70 %", "bulk", fraction=0.7, inbound=True),
+    Load("bulk out 70 %", "bulk", fraction=0.7, is_quick=True),
+    Load("bulk in", "bulk", inbound=True, is_quick=True),
+    Load("bulk out", "bulk", is_quick=True),
+)
+
+UNITS = {"bulk": (1e9, "Gbit/s"), "udp": (1e3, "kpps"), "ask": (1e3, "k answers/s")}
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What this machine reaches flat out without a tap."""
+
+    bits_per_second: dict[bool, float]
+    """Of one TCP flow, by whether it is inbound."""
+    datagrams_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the application got."""
+
+    rate: float
+    """In the units of UNITS, unscaled."""
+    answers: Answers
+
+
+def calibrate(scene: Scene, seconds: float) -> Capacity:
+    """A short look at what the machine gives; it warms everything up, too."""
+    bulk = {inbound: iperf(scene, inbound, seconds, None) for inbound in (True, False)}
+    return Capacity(bulk, _exchange(scene, _CALIBRATION_DATAGRAMS, UNPACED_PER_SECOND))
+
+
+def make(scene: Scene, load: Load, seconds: float, capacity: Capacity) -> Outcome:
+    """Run the load and the requests beside it."""
+    per_second = load.per_second if load.kind == "ask" and load.per_second else PROBE_PER_SECOND
+    client = scene.peer.start(ask, VM, per_second, seconds)
+    rate = _MAKERS[load.kind](scene, load, seconds, capacity)
+    answers = client.result()
+    return Outcome(answers.answered / answers.seconds if rate is None else rate, answers)
+
+
+def iperf(scene: Scene, inbound: bool, seconds: float, bits_per_second: float | None) -> float:
+    """One TCP flow; bits/s of payload that the receiver got."""
+    whole = max(1, round(seconds))  # iperf3 reads 0.5 as 0, and 0 as for ever
+    pace = [] if bits_per_second is None else ["-b", str(int(bits_per_second))]
+    argv = ["iperf3", "-c", PEER, "-J", "-t", str(whole), *(["-R"] if inbound else []), *pace]
+    report = json.loads(scene.vm.run(argv, timeout=whole + _IPERF_GRACE_SECONDS).stdout)
+    return float(report["end"]["sum_received"]["bits_per_second"])
+
+
+def _bulk(scene: Scene, load: Load, seconds: float, capacity: Capacity) -> float:
+    most = capacity.bits_per_second[load.inbound]
+    return iperf(scene, load.inbound, seconds, load.fraction and load.fraction * most)
+
+
+def _datagrams(scene: Scene, load: Load, seconds: float, capacity: Capacity) -> float:
+    count = int((load.per_second or capacity.datagrams_per_second) * seconds)
+    return _exchange(scene, count, load.per_second or UNPACED_PER_SECOND)
+
+
+def _exchange(scene: Scene, count: int, per_second: float) -> float:
+    """Half of the datagrams each way at once; how many arrived in a second."""
+    before, start = _read_datagrams(scene), time.monotonic()
+    senders = [
+        host.start(send_datagrams, address, count // 2, per_second / 2)
+        for host, address in ((scene.peer, VM), (scene.vm, PEER))
+    ]
+    for sender in senders:
+        sender.result()
+    took = time.monotonic() - start
+    return (_read_datagrams(scene) - before) / took
+
+
+def _read_datagrams(scene: Scene) -> int:
+    return sum(map(_delivered, (scene.vm, scene.peer)))
+
+
+def _delivered(host: Host) -> int:
+    """Datagrams that this host's kernel has handed to applications."""
+    table = host.call(Path("/proc/net/snmp").read_text)
+    names, values = (line.split() for line in table.splitlines() if line.startswith("Udp:"))
+    return int(dict(zip(names, values, strict=True))["InDatagrams"])
+
+
+def _nothing_else(_scene: Scene, _load: Load, _seconds: float, _capacity: Capacity) -> None:
+    """The requests are the load."""
+
+
+_MAKERS: dict[str, Callable[[Scene, Load, float, Capacity], float | None]] = {
+    "bulk": _bulk,
+    "udp": _datagrams,
+    "ask": _nothing_else,
+}

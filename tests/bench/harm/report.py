@@ -1,0 +1,237 @@
+"""The figures as Markdown, every cell as CSV, and one picture."""
+
+import csv
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.bench.clocks import machine
+from tests.bench.figures import Figure
+from tests.bench.harm import figures
+from tests.bench.harm.figures import Metric, Promise, Table, interval_ranks, promises
+from tests.bench.harm.loads import PROBE_PER_SECOND, UNITS
+from tests.bench.harm.rounds import Cell, Run
+from tests.bench.harm.taps import BUDGET, OFF
+from tests.bench.report import MOST_BUSY, rows
+
+LATENCIES: tuple[tuple[str, str, Metric], ...] = (
+    ("p50", "p50_us", figures.p50),
+    ("p99", "p99_us", figures.p99),
+    ("p99.9", "p999_us", figures.p999),
+)
+_NOTHING = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """All that one run found out."""
+
+    command: str
+    seconds: float
+    busy_before: float
+    run: Run
+
+    def table(self) -> Table:
+        """Its cells."""
+        return Table(self.run.cells)
+
+    def promises(self) -> list[Promise]:
+        """What it can judge."""
+        return promises(self.table())
+
+
+def markdown(results: Results) -> str:
+    """The whole report."""
+    table = results.table()
+    parts = [_preamble(results, table), _kept(table), *(_latency(table, *one) for one in LATENCIES)]
+    parts += [_cpu(table), _copied(table)]
+    parts += [f"{name} could not be measured here: {reason}." for name, reason in results.run.missing.items()]
+    if judged := results.promises():
+        parts.append(_judged(judged))
+    return "\n\n".join(parts) + "\n"
+
+
+def _preamble(results: Results, table: Table) -> str:
+    warning = ""
+    if results.busy_before > MOST_BUSY:
+        share = f"{results.busy_before:.0%}"
+        warning = f"\n\n**Not quiet:** other work used {share} of the CPUs before the run; these numbers include it."
+    count = len(table.rounds)
+    return (
+        "# Does the tap hurt the application?\n\n"
+        f"`{results.command}` on {time.strftime('%Y-%m-%d', time.gmtime())}: {machine()}, {virtualisation()}, "
+        f"Python {platform.python_version()}. {count} interleaved rounds, {results.seconds:g} s a cell. Every number "
+        "beside a tap is a median over pairs: the tap and *off* under the same load in the same round, seconds apart. "
+        f"{_interval(count)}\n\n"
+        "Three hosts in network namespaces on a bridge: `vm` (tapped, it runs the application's servers), `peer`, "
+        "`collector`; the copies leave through the NIC that is tapped. All three share the cores, so a tap pays here "
+        "for its sensor and for the switch too, which in life are on other machines. `bulk` is one TCP flow (iperf3; "
+        "*in* is towards the VM), flat out or at a fraction of that; `udp` are frames of 512 bytes, half of them each "
+        f"way; `ask` are requests. Beside every load {PROBE_PER_SECOND:,} requests a second go to an echo server in "
+        "the VM over 16 connections, at times fixed beforehand; a latency counts from that time. *off again* is a pair "
+        "without any tap: what this machine makes of nothing. Every cell is in "
+        "[harm.csv](harm.csv)." + warning + "\n\n![](harm.png)"
+    )
+
+
+def _interval(count: int) -> str:
+    if count == 1:
+        return "One pair has no interval."
+    k, coverage = interval_ranks(count)
+    ends = "the least and the greatest" if k == 1 else f"the {k}th least and the {k}th greatest"
+    return (
+        f"In parentheses the interval of that median by order statistics: {ends} of {count} pairs enclose it with a "
+        f"probability of {coverage:.1%}, whatever the distribution."
+    )
+
+
+def virtualisation() -> str:
+    """What this machine runs on, as systemd or the processor knows it."""
+    found = []
+    for kind in ("vm", "container"):
+        with suppress(FileNotFoundError):
+            said = subprocess.run(
+                ["systemd-detect-virt", f"--{kind}"], capture_output=True, text=True, check=False
+            ).stdout.strip()
+            found += [f"{kind}: {said}"] if said not in ("", "none") else []
+    if not any(one.startswith("vm") for one in found) and "hypervisor" in Path("/proc/cpuinfo").read_text():
+        found.insert(0, "vm: of a kind unknown here")
+    return ", ".join(found) or "no virtualisation found"
+
+
+def _by_tap(table: Table, off: Sequence[str], metric: Metric) -> str:
+    taps = table.taps_on
+    body = [
+        [load.name, told, *(_words(table.figure(tap, load.name, metric), 2) for tap in taps)]
+        for load, told in zip(table.loads, off, strict=True)
+    ]
+    return rows(["load", "off", *taps], body)
+
+
+def _words(figure: Figure, digits: int) -> str:
+    low, middle, high = (f"{one:.{digits}f}" for one in (figure.low, figure.median, figure.high))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def _kept(table: Table) -> str:
+    off = []
+    for load in table.loads:
+        scale, unit = UNITS[load.kind]
+        off.append(f"{table.off(load.name, 'rate') / scale:.2f} {unit}")
+    return (
+        "## What the application keeps\n\nIts rate beside its rate without a tap. A paced load keeps 1.00 while there "
+        "is room.\n\n" + _by_tap(table, off, figures.kept)
+    )
+
+
+def _latency(table: Table, name: str, field: str, metric: Metric) -> str:
+    off = [f"{table.off(load.name, field):,.0f} µs" for load in table.loads]
+    return f"## Latency, {name}\n\nTimes that without a tap.\n\n" + _by_tap(table, off, metric)
+
+
+def _cpu(table: Table) -> str:
+    def cell(tap: str, load: str) -> str:
+        own = f"{table.figure(tap, load, figures.own).median:.1f}"
+        has_idle = table.has_idle(load)
+        return f"{_words(table.figure(tap, load, figures.added), 1) if has_idle else _NOTHING} / {own}"
+
+    off = [f"{table.figure(OFF, load.name, figures.busy).median:.0f} %" for load in table.loads]
+    body = [
+        [load.name, told, *(cell(tap, load.name) for tap in table.taps_on)]
+        for load, told in zip(table.loads, off, strict=True)
+    ]
+    return (
+        "## CPU\n\nPercent of the whole machine: *added* / *in the tap's own processes*. Added is what is not idle in "
+        "/proc/stat, less the sensor's processes, less *off*: the tap's processes, the kernel's share, and the way of "
+        f"the copies through switch and collector. {_NOTHING} where *off* leaves so little idle that it can't be "
+        "told.\n\n" + rows(["load", "off", *table.taps_on], body)
+    )
+
+
+def _copied(table: Table) -> str:
+    def cell(tap: str, load: str) -> str:
+        packets, size = (table.figure(tap, load, one).median for one in (figures.copied_packets, figures.copied_bytes))
+        drops = table.ring_drops(tap, load)
+        return f"{packets:.2f} / {size:.2f} / {_NOTHING if drops is None else drops}"
+
+    body = [[load.name, *(cell(tap, load.name) for tap in table.taps_on)] for load in table.loads]
+    return (
+        "## What was copied for it\n\n*Packets* / *bytes* that arrived at the sensor, of the application's; *ring "
+        "drops* of all rounds, as the tap passes them on. Packets and bytes are counted at the sensor. The tunnel "
+        "device cuts super-packets, so its packets may be more than 1.\n\n" + rows(["load", *table.taps_on], body)
+    )
+
+
+def _judged(judged: Sequence[Promise]) -> str:
+    def line(one: Promise) -> list[object]:
+        sign, worse = ("≤", ">") if one.at_most else ("≥", "<")
+        gate = _NOTHING if one.gate is None else f"{worse} {one.gate:g}"
+        return [one.name, _words(one.figure, 2), f"{sign} {one.limit:g}", gate, one.verdict]
+
+    return (
+        f"## What `{BUDGET}` promises\n\nThe gate (`--gate`) fails where even the interval's better end is "
+        "beyond it.\n\n" + rows(["what", "measured", "promise", "gate", ""], [line(one) for one in judged])
+    )
+
+
+def write(results: Results, directory: Path) -> None:
+    """HARM.md, harm.csv and harm.png."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "HARM.md").write_text(markdown(results))
+    with (directory / "harm.csv").open("w", newline="") as file:
+        cells = [_flat(one) for one in results.run.cells]
+        table = csv.DictWriter(file, list(cells[0]), lineterminator="\n")
+        table.writeheader()
+        for cell in cells:
+            table.writerow({key: round(one, 4) if isinstance(one, float) else one for key, one in cell.items()})
+    picture(results.table(), directory / "harm.png")
+
+
+def _flat(cell: Cell) -> dict[str, Any]:
+    row = asdict(cell)
+    worked, counted = row.pop("worked"), row.pop("counted")
+    return {**row, **worked, **counted}
+
+
+def picture(table: Table, path: Path) -> None:
+    """Two panels: what the application keeps flat out, and the 99th percentile where there is room."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator
+
+    flat_out = [load.name for load in table.loads if load.is_flat_out]
+    paced = [load.name for load in table.loads if not load.is_flat_out]
+    panels = (
+        ("throughput kept flat out", flat_out, figures.kept, "linear"),
+        ("p99 latency, times that without a tap", paced, figures.p99, "log"),
+    )
+    taps = list(reversed(table.taps_on))
+    drawing, axes = plt.subplots(1, len(panels), figsize=(12, 6.5), sharey=True, layout="constrained")
+    for axis, (title, loads, metric, scale) in zip(axes, panels, strict=True):
+        for number, load in enumerate(loads):
+            found = [table.figure(tap, load, metric) for tap in taps]
+            shift = 0.7 * ((number + 0.5) / len(loads) - 0.5)
+            spread = [[one.median - one.low for one in found], [one.high - one.median for one in found]]
+            places = [at - shift for at in range(len(taps))]
+            axis.errorbar([one.median for one in found], places, xerr=spread, fmt="o", ms=4, capsize=2, label=load)
+        axis.axvline(1, color="black", linewidth=0.6)
+        axis.set_xscale(scale)
+        if scale == "log":
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set_title(title, fontsize=10)
+        axis.grid(axis="y", alpha=0.2)
+        axis.spines[["top", "right"]].set_visible(False)
+        if loads:
+            axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=4)
+    axes[0].set_yticks(range(len(taps)), taps)
+    axes[0].set_xlim(left=0)
+    drawing.savefig(path, dpi=120)
+    plt.close(drawing)

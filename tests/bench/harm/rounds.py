@@ -1,0 +1,108 @@
+"""Rounds of cells: in each round every load meets every tap, one tap right after the other, and "off" is one of them.
+
+A pair is a tap and "off" under the same load in the same round, some seconds apart: a machine that is slower for a
+minute slows both. The order of the taps moves on by one from load to load and from round to round.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from guestagent.errors import GuestagentError
+from guestagent.lab.hosts import Lab
+from tests.bench.harm.book import percentile
+from tests.bench.harm.echo import ECHO_PORT, serve_echo
+from tests.bench.harm.loads import Capacity, Load, calibrate, make
+from tests.bench.harm.meters import Counted, Meters, Worked
+from tests.bench.harm.taps import TAPS
+from tests.bench.scene import Scene, small
+from tests.bench.taps import FOREIGN
+
+CPUS = os.cpu_count() or 1
+_FIRST_SECONDS, _FIRST_PER_SECOND = 0.1, 5_000
+"""The first packets of a tap meet cold caches and slow start."""
+_CALIBRATION_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One tap under one load, once."""
+
+    round: int
+    load: str
+    tap: str
+    seconds: float
+    machine_seconds: float
+    """CPU seconds that there were: time by processors."""
+    rate: float
+    """What the application got: bits, datagrams or answers a second."""
+    asked: int
+    answered: int
+    p50_us: float
+    p99_us: float
+    p999_us: float
+    worked: Worked
+    counted: Counted
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything that was measured."""
+
+    cells: list[Cell]
+    missing: dict[str, str]
+    """Taps that this machine cannot run, and why."""
+
+
+def measure(rounds: int, seconds: float, taps: Sequence[str], loads: Sequence[Load], say: Callable[[str], None]) -> Run:
+    """All cells."""
+    cells: list[Cell] = []
+    missing: dict[str, str] = {}
+    with Lab() as lab:
+        scene = Scene(lab, offloads=True)
+        scene.vm.start(serve_echo)
+        scene.vm.wait_for_port(ECHO_PORT)
+        say("what the machine gives")
+        capacity = calibrate(scene, min(seconds, _CALIBRATION_SECONDS))
+        for number in range(rounds):
+            for row, load in enumerate(loads):
+                say(f"round {number + 1} of {rounds}: {load.name}")
+                at = (number + row) % len(taps)
+                for name in [*taps[at:], *taps[:at]]:
+                    if name not in missing:
+                        try:
+                            cells.append(_cell(scene, number, load, name, seconds, capacity))
+                        except GuestagentError as error:
+                            if name not in FOREIGN:
+                                raise
+                            missing[name] = str(error)
+                            say(f"{name} can't be measured here: {error}")
+    return Run([one for one in cells if one.tap not in missing], missing)
+
+
+def _cell(scene: Scene, number: int, load: Load, name: str, seconds: float, capacity: Capacity) -> Cell:
+    with TAPS[name](scene) as running:
+        small(scene, True, _FIRST_SECONDS, _FIRST_PER_SECOND)
+        time.sleep(running.flush_seconds)
+        meters, start = Meters(scene, running), time.monotonic()
+        outcome = make(scene, load, seconds, capacity)
+        took = time.monotonic() - start
+        worked, counted = meters.worked(), meters.counted()
+    ordered = outcome.answers.ordered_seconds
+    p50, p99, p999 = (1e6 * percentile(ordered, at) for at in (0.5, 0.99, 0.999))
+    return Cell(
+        round=number,
+        load=load.name,
+        tap=name,
+        seconds=took,
+        machine_seconds=took * CPUS,
+        rate=outcome.rate,
+        asked=len(ordered),
+        answered=outcome.answers.answered,
+        p50_us=p50,
+        p99_us=p99,
+        p999_us=p999,
+        worked=worked,
+        counted=counted,
+    )

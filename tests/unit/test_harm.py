@@ -1,0 +1,215 @@
+"""The pure parts of tests/bench/harm: latencies without omission, intervals, counts of copies, promises and tables."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from math import inf, isnan
+from pathlib import Path
+from struct import pack
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guestagent.capture.block import BlockWriter
+from tests.bench.harm import figures, report
+from tests.bench.harm.book import MESSAGE_BYTES, Book, percentile
+from tests.bench.harm.figures import Table, figure, interval_ranks, promises
+from tests.bench.harm.meters import Counted, Worked
+from tests.bench.harm.rounds import Cell, Run
+from tests.bench.harm.sensors import PcapCounter, count_run
+from tests.bench.harm.taps import BUDGET, OFF
+from tests.bench.harm.tidy import MARK, remove_if_dead
+
+
+def test_a_percentile_is_a_value_that_was_measured() -> None:
+    """By nearest rank; the extremes are the least and the greatest, and nothing has no percentile."""
+    thousand = [float(at) for at in range(1, 1001)]
+    assert (500.0, 990.0, 999.0) == tuple(percentile(thousand, at) for at in (0.5, 0.99, 0.999))
+    assert (1.0, 1000.0, 7.0) == (percentile(thousand, 0), percentile(thousand, 1), percentile([7.0], 0.99))
+    assert isnan(percentile([], 0.5))
+
+
+def test_a_stall_counts_for_all_who_should_have_asked() -> None:
+    """A server that stands still for a second delays each request that was due meanwhile, not just the one in hand."""
+    book = Book(start=10.0, per_second=10, count=10, connections=2)
+    assert [0] == book.take(10.0)
+    assert 10.1 == book.next_due
+    assert [1, 0, 1, 0, 1, 0, 1, 0, 1] == book.take(11.0)  # the client was stuck
+    assert inf == book.next_due
+    for connection in (0, 1):
+        book.received(connection, 5 * MESSAGE_BYTES, 11.0)
+    assert book.is_over
+    assert pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]) == book.close(11.0).ordered_seconds
+
+
+def test_answers_may_come_in_pieces() -> None:
+    """An answer counts when its last byte is there."""
+    book = Book(0.0, 1, 2, 1)
+    book.take(1.0)
+    book.received(0, MESSAGE_BYTES - 1, 2.0)
+    book.received(0, MESSAGE_BYTES, 3.0)
+    assert not book.is_over
+    book.received(0, 1, 4.0)
+    assert [3.0, 3.0] == book.close(4.0).ordered_seconds
+
+
+def test_who_was_never_answered_counts_until_the_end() -> None:
+    """Neither a request without an answer nor one that could not even be sent is forgotten."""
+    book = Book(0.0, 1, 3, 1)
+    book.take(1.0)
+    book.received(0, MESSAGE_BYTES, 1.5)
+    answers = book.close(9.0)
+    assert (1, [1.5, 7.0, 8.0]) == (answers.answered, answers.ordered_seconds)
+
+
+@pytest.mark.parametrize(
+    "count, rank, percent", [(1, 1, 0.0), (2, 1, 50.0), (5, 1, 93.75), (6, 1, 96.875), (8, 1, 99.22), (15, 4, 96.48)]
+)
+def test_the_interval_of_a_median_is_that_of_the_tables(count: int, rank: int, percent: float) -> None:
+    """Ranks and coverage are those of the sign test; below six values no rank reaches 95 %."""
+    k, coverage = interval_ranks(count)
+    assert rank == k
+    assert pytest.approx(percent, abs=0.01) == 100 * coverage
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40))
+def test_the_median_lies_inside_its_interval(values: list[float]) -> None:
+    """Whatever the values; and both ends were measured."""
+    found = figure(values)
+    assert found.low <= found.median <= found.high
+    assert {found.low, found.high} <= set(values)
+
+
+@given(st.lists(st.integers(0, 70), max_size=20), st.lists(st.integers(1, 40), max_size=60))
+def test_pcap_is_counted_however_it_is_cut(sizes: list[int], cuts: list[int]) -> None:
+    """Packets and bytes of a file do not depend on the pieces in which it comes."""
+    file = bytes(24) + b"".join(pack("<IIII", 0, 0, size, 1500) + bytes(size) for size in sizes)
+    counter, found = PcapCounter(), (0, 0)
+    for size in [*cuts, len(file)]:
+        piece, file = file[:size], file[size:]
+        more = counter.feed(piece)
+        found = found[0] + more[0], found[1] + more[1]
+    assert (len(sizes), sum(sizes)) == found
+
+
+def test_records_are_counted_by_walking() -> None:
+    """The sensor follows the kernel's chain of records; it takes nobody's word for their number."""
+    memory = bytearray(1 << 16)
+    writer = BlockWriter(memory, 64)
+    for size in (60, 512, 1514):
+        assert writer.add(bytes(size), 0)
+    assert (3, 60 + 512 + 1514) == count_run(memoryview(memory)[writer.start : writer.end])
+    assert (0, 0) == count_run(memoryview(b""))
+
+
+def cell(tap: str, round_: int = 0, load: str = "bulk out", **given: float) -> Cell:
+    """A cell of one second on ten cores, of which `busy` are busy."""
+    return Cell(
+        round=round_,
+        load=load,
+        tap=tap,
+        seconds=1.0,
+        machine_seconds=10.0,
+        rate=given.get("rate", 1e9),
+        asked=1000,
+        answered=1000,
+        p50_us=100.0,
+        p99_us=given.get("p99_us", 200.0),
+        p999_us=300.0,
+        worked=Worked(given.get("busy", 4.0), given.get("sensor", 0.0), given.get("own", 0.0)),
+        counted=Counted(1000, 10**6, 500, 250_000, 300_000, None if tap == OFF else 3),
+    )
+
+
+def test_a_tap_is_compared_within_its_round() -> None:
+    """A machine twice as fast in one round changes no ratio; the sensor's CPU is not the tap's."""
+    cells = [cell(OFF, 0), cell(OFF, 1, rate=2e9, p99_us=100.0)]
+    cells += [cell(BUDGET, 0, rate=9e8, busy=4.6, sensor=0.1), cell(BUDGET, 1, rate=1.8e9, p99_us=100.0, busy=4.6)]
+    table = Table(cells)
+    assert (0.9, 0.9, 0.9) == _ends(table, figures.kept)
+    assert (1.0, 1.0, 1.0) == _ends(table, figures.p99)
+    assert pytest.approx((5.0, 5.5, 6.0)) == _ends(table, figures.added)
+    assert (0.5, 0.25) == (_ends(table, figures.copied_packets)[1], _ends(table, figures.copied_bytes)[1])
+    assert (6, None) == (table.ring_drops(BUDGET, "bulk out"), table.ring_drops(OFF, "bulk out"))
+
+
+def _ends(table: Table, metric: figures.Metric) -> tuple[float, float, float]:
+    found = table.figure(BUDGET, "bulk out", metric)
+    return found.low, found.median, found.high
+
+
+@pytest.mark.parametrize(
+    "rates, verdict, broken",
+    [([0.98] * 6, "met", False), ([0.8] * 6, "**missed**", False), ([0.5] * 6, "**missed**", True),
+     ([0.5] * 5 + [0.7], "**missed**", False)],
+    ids=["met", "missed", "broken", "one-round-is-well"],
+)  # fmt: skip
+def test_the_gate_is_loose(rates: Sequence[float], verdict: str, broken: bool) -> None:
+    """A promise missed is told; the gate fails only where the whole interval is far off."""
+    cells = [cell(OFF, at) for at in range(6)] + [cell(BUDGET, at, rate=1e9 * one) for at, one in enumerate(rates)]
+    kept, _own = promises(Table(cells))
+    assert (verdict, broken) == (kept.verdict, kept.is_broken)
+
+
+def test_added_cpu_is_judged_only_where_there_is_idle_time() -> None:
+    """Without idle time a tap's CPU is taken from the application, and a difference of busy time tells nothing."""
+    for busy, judged in ((7.9, 1), (8.1, 0)):
+        table = Table([cell(tap, load="ask 5k", busy=busy) for tap in (OFF, BUDGET)])
+        assert judged == sum("CPU" in one.name for one in promises(table))
+
+
+def test_without_the_budget_nothing_is_promised() -> None:
+    """A run of the other taps alone has tables and no verdicts."""
+    assert [] == promises(Table([cell(OFF), cell("tcpdump to nc")]))
+
+
+def test_the_report_has_a_row_for_each_load() -> None:
+    """Rate without a tap, ratios with their interval, copies and drops; a tap that could not run is named."""
+    cells = [cell(tap, at, rate=1e9 - at * 1e8) for tap in (OFF, BUDGET) for at in range(6)]
+    cells[-1] = cell(BUDGET, 5, rate=2.5e8)
+    text = report.markdown(report.Results("the command", 1.0, 0.2, Run(cells, {"tc mirred to vxlan": "no vxlan"})))
+    assert "| bulk out | 0.75 Gbit/s | 1.00 (0.50 to 1.00) |" in text
+    assert "| bulk out | 0.50 / 0.25 / 18 |" in text
+    assert "| bulk out: application keeps | 1.00 (0.50 to 1.00) | ≥ 0.97 | < 0.6 | met |" in text
+    assert "the least and the greatest of 6 pairs enclose it with a probability of 96.9%" in text
+    assert "tc mirred to vxlan could not be measured here: no vxlan." in text
+    assert "Not quiet" in text
+
+
+def test_files_are_written(tmp_path: Path) -> None:
+    """The report, a picture, and a line for each cell under the names of all its numbers."""
+    pytest.importorskip("matplotlib")
+    cells = [cell(tap, load=load) for tap in (OFF, BUDGET) for load in ("ask 1k", "bulk out")]
+    report.write(report.Results("the command", 1.0, 0.0, Run(cells, {})), tmp_path)
+    header, *lines = (tmp_path / "harm.csv").read_text().splitlines()
+    assert 4 == len(lines)
+    assert {"round", "tap", "p999_us", "tap_seconds", "arrived_bytes", "ring_drops"} <= set(header.split(","))
+    assert {len(header.split(","))} == {len(line.split(",")) for line in lines}
+    assert (tmp_path / "harm.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "HARM.md").exists()
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    """Its directory and its processes end at the next start; those of a run that lives, known by its lock, stay."""
+    dead, alive = tmp_path / "dead", tmp_path / "alive"
+    sleepers = []
+    for directory in (dead, alive):
+        directory.mkdir()
+        (directory / "file").touch()
+        argv = [sys.executable, "-c", "input()"]
+        sleepers.append(subprocess.Popen(argv, env={MARK: str(directory)}, stdin=subprocess.PIPE))
+    lock = os.open(alive, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+    assert (True, False) == (remove_if_dead(dead), remove_if_dead(alive))
+    assert -9 == sleepers[0].wait(5)
+    assert (False, True) == (dead.exists(), alive.exists())
+    assert sleepers[1].poll() is None
+
+    sleepers[1].communicate(b"\n")
+    sleepers[0].communicate()
+    os.close(lock)
+    assert not remove_if_dead(dead)
