@@ -17,8 +17,9 @@ from guestagent.capture.block import BlockWriter
 from tests.bench.harm import figures, report
 from tests.bench.harm.book import MESSAGE_BYTES, Book, percentile
 from tests.bench.harm.figures import Table, figure, interval_ranks, promises
+from tests.bench.harm.loads import LOADS
 from tests.bench.harm.meters import Counted, Worked
-from tests.bench.harm.rounds import Cell, Run
+from tests.bench.harm.rounds import Cell, Run, plan
 from tests.bench.harm.sensors import PcapCounter, count_run
 from tests.bench.harm.taps import BUDGET, OFF
 from tests.bench.harm.tidy import MARK, remove_if_dead
@@ -54,6 +55,30 @@ def test_answers_may_come_in_pieces() -> None:
     assert not book.is_over
     book.received(0, 1, 4.0)
     assert [3.0, 3.0] == book.close(4.0).ordered_seconds
+
+
+def test_warming_up_tells_nothing() -> None:
+    """The first requests are asked and answered, and only those after them are counted."""
+    book = Book(0.0, per_second=10, count=4, connections=1, uncounted=2)
+    assert [0, 0, 0, 0] == book.take(0.3)
+    book.received(0, 3 * MESSAGE_BYTES, 0.4)
+    assert not book.is_over
+    answers = book.close(0.5)
+    assert (1, pytest.approx([0.2, 0.2])) == (answers.answered, answers.ordered_seconds)
+    assert pytest.approx(0.3) == answers.seconds
+
+
+def test_what_is_judged_flat_out_has_more_pairs() -> None:
+    """Every tap meets every load in each round, none always first; then the budget meets "off" alone, flat out."""
+    taps = [OFF, BUDGET, "tcpdump to nc"]
+    loads = [one for one in LOADS if one.name in ("ask 1k", "bulk out")]
+    rows = plan(2, 4, taps, loads)
+    assert 2 == sum(load.name == "ask 1k" for _, load, _ in rows)
+    assert taps != rows[1][2]
+    assert sorted(taps) == sorted(rows[1][2])
+    assert [(2, "bulk out", {OFF, BUDGET}), (3, "bulk out", {OFF, BUDGET})] == [
+        (number, load.name, set(names)) for number, load, names in rows[4:]
+    ]
 
 
 def test_who_was_never_answered_counts_until_the_end() -> None:
@@ -157,7 +182,7 @@ def test_the_gate_is_loose(rates: Sequence[float], verdict: str, broken: bool) -
 def test_added_cpu_is_judged_only_where_there_is_idle_time() -> None:
     """Without idle time a tap's CPU is taken from the application, and a difference of busy time tells nothing."""
     for busy, judged in ((7.9, 1), (8.1, 0)):
-        table = Table([cell(tap, load="ask 5k", busy=busy) for tap in (OFF, BUDGET)])
+        table = Table([cell(tap, load="udp 50k", busy=busy) for tap in (OFF, BUDGET)])
         assert judged == sum("CPU" in one.name for one in promises(table))
 
 

@@ -15,11 +15,15 @@ MESSAGE_BYTES = 128
 
 
 class Book:
-    """`count` requests at even distances from `start` on, over the connections in turn; answers come in order."""
+    """`count` requests at even distances from `start` on, over the connections in turn; answers come in order.
 
-    def __init__(self, start: float, per_second: float, count: int, connections: int) -> None:
+    The first `uncounted` of them warm up: they are asked and answered like the others, and tell nothing.
+    """
+
+    def __init__(self, start: float, per_second: float, count: int, connections: int, uncounted: int = 0) -> None:
         self._start, self._per_second, self._count = start, per_second, count
-        self._asked = 0
+        self._counted_from = start + uncounted / per_second
+        self._asked = self._answered = 0
         self._waiting: list[deque[float]] = [deque() for _ in range(connections)]
         self._partial_bytes = [0] * connections
         self._seconds: list[float] = []
@@ -32,7 +36,7 @@ class Book:
     @property
     def is_over(self) -> bool:
         """Is everything asked and answered?"""
-        return len(self._seconds) == self._count
+        return self._answered == self._count
 
     def take(self, now: float) -> list[int]:
         """The connections to ask over now, in order; one comes twice where two of its requests are due."""
@@ -47,14 +51,17 @@ class Book:
     def received(self, connection: int, size: int, now: float) -> None:
         """So many bytes of answers came."""
         whole, self._partial_bytes[connection] = divmod(self._partial_bytes[connection] + size, MESSAGE_BYTES)
+        self._answered += whole
         for _ in range(whole):
-            self._seconds.append(now - self._waiting[connection].popleft())
+            due = self._waiting[connection].popleft()
+            if due >= self._counted_from:
+                self._seconds.append(now - due)
 
     def close(self, now: float) -> "Answers":
         """The end; whoever still waits has waited until now at least."""
         unasked = [self._start + at / self._per_second for at in range(self._asked, self._count)]
-        late = [now - due for waiting in (*self._waiting, unasked) for due in waiting]
-        return Answers(sorted([*self._seconds, *late]), len(self._seconds), now - self._start)
+        late = [now - due for waiting in (*self._waiting, unasked) for due in waiting if due >= self._counted_from]
+        return Answers(sorted([*self._seconds, *late]), len(self._seconds), now - self._counted_from)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +72,7 @@ class Answers:
     """The latency of each request from its due time, the unanswered ones as what they had waited at the end."""
     answered: int
     seconds: float
-    """From the first due time to the last answer, or to the end of patience."""
+    """From the first counted due time to the last answer, or to the end of patience."""
 
 
 def percentile(ordered: Sequence[float], fraction: float) -> float:

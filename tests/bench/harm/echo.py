@@ -44,8 +44,8 @@ def _echo(stream: socket.socket) -> bool:
     return False
 
 
-def ask(address: str, per_second: float, seconds: float) -> Answers:
-    """Ask for so long at this rate, and wait for the last answers."""
+def ask(address: str, per_second: float, warm_seconds: float, seconds: float) -> Answers:
+    """Ask for so long at this rate, at first without counting, and wait for the last answers."""
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, _LEAST_SLACK_NS, 0, 0, 0)
     gc.disable()  # its pauses would be taken for the server's
     with ExitStack() as stack:
@@ -55,14 +55,15 @@ def ask(address: str, per_second: float, seconds: float) -> Answers:
         ]
         for stream in streams:
             ready.register(stream, select.EPOLLIN)
-        return _converse(streams, ready, per_second, int(per_second * seconds))
+        start, uncounted = time.monotonic() + _HEAD_START_SECONDS, int(per_second * warm_seconds)
+        count = uncounted + int(per_second * seconds)
+        book = Book(start, per_second, count, len(streams), uncounted)
+        return _converse(streams, ready, book, start + count / per_second + PATIENCE_SECONDS)
 
 
-def _converse(streams: list[socket.socket], ready: select.epoll, per_second: float, count: int) -> Answers:
+def _converse(streams: list[socket.socket], ready: select.epoll, book: Book, end: float) -> Answers:
     clock, request = time.monotonic, bytes(MESSAGE_BYTES)
     places = {stream.fileno(): at for at, stream in enumerate(streams)}
-    start = clock() + _HEAD_START_SECONDS
-    book, end = Book(start, per_second, count, len(streams)), start + count / per_second + PATIENCE_SECONDS
     while not book.is_over and (now := clock()) < end:
         for connection in book.take(now):
             streams[connection].sendall(request)

@@ -90,23 +90,31 @@ class Table:
 
     def __init__(self, cells: Sequence[Cell]) -> None:
         self._cells = {(one.tap, one.load, one.round): one for one in cells}
-        self.rounds = sorted({one.round for one in cells})
         self.taps = list(dict.fromkeys(one.tap for one in cells))
         self.taps_on = [one for one in self.taps if one != OFF]
         present = {one.load for one in cells}
         self.loads = [one for one in LOADS if one.name in present]
 
+    def cells(self, tap: str, load: str) -> list[Cell]:
+        """Of all rounds."""
+        return [one for key, one in self._cells.items() if key[:2] == (tap, load)]
+
     def figure(self, tap: str, load: str, metric: Metric) -> Figure:
         """Over the pairs of all rounds."""
-        return figure([metric(self._cells[tap, load, at], self._cells[OFF, load, at]) for at in self.rounds])
+        return figure([metric(one, self._cells[OFF, load, one.round]) for one in self.cells(tap, load)])
+
+    def pairs(self) -> tuple[int, int]:
+        """How many each figure rests on: the fewest, and the most."""
+        counts = [len(self.cells(tap, load.name)) for tap in self.taps for load in self.loads]
+        return min(counts), max(counts)
 
     def off(self, load: str, field: str) -> float:
         """The median of one field of "off"."""
-        return median(float(getattr(self._cells[OFF, load, at], field)) for at in self.rounds)
+        return median(float(getattr(one, field)) for one in self.cells(OFF, load))
 
     def ring_drops(self, tap: str, load: str) -> int | None:
         """Of all rounds; None where the tap has no ring."""
-        told = [self._cells[tap, load, at].counted.ring_drops for at in self.rounds]
+        told = [one.counted.ring_drops for one in self.cells(tap, load)]
         return sum(one or 0 for one in told) if told[0] is not None else None
 
     def has_idle(self, load: str) -> bool:

@@ -15,7 +15,7 @@ from tests.bench.figures import Figure
 from tests.bench.harm import figures
 from tests.bench.harm.figures import Metric, Promise, Table, interval_ranks, promises
 from tests.bench.harm.loads import PROBE_PER_SECOND, UNITS
-from tests.bench.harm.rounds import Cell, Run
+from tests.bench.harm.rounds import WARM_SECONDS, Cell, Run
 from tests.bench.harm.taps import BUDGET, OFF
 from tests.bench.report import MOST_BUSY, rows
 
@@ -61,13 +61,15 @@ def _preamble(results: Results, table: Table) -> str:
     if results.busy_before > MOST_BUSY:
         share = f"{results.busy_before:.0%}"
         warning = f"\n\n**Not quiet:** other work used {share} of the CPUs before the run; these numbers include it."
-    count = len(table.rounds)
+    count, most = table.pairs()
+    more = f" Flat out, the tap with a budget has {most} pairs." if most > count else ""
     return (
         "# Does the tap hurt the application?\n\n"
         f"`{results.command}` on {time.strftime('%Y-%m-%d', time.gmtime())}: {machine()}, {virtualisation()}, "
-        f"Python {platform.python_version()}. {count} interleaved rounds, {results.seconds:g} s a cell. Every number "
-        "beside a tap is a median over pairs: the tap and *off* under the same load in the same round, seconds apart. "
-        f"{_interval(count)}\n\n"
+        f"Python {platform.python_version()}. {count} interleaved rounds, {results.seconds:g} s a cell after "
+        f"{WARM_SECONDS:g} s to warm up. Every number beside a tap is a median over pairs: the tap and *off* under "
+        "the same load in the same round, seconds apart. "
+        f"{_interval(count)}{more}\n\n"
         "Three hosts in network namespaces on a bridge: `vm` (tapped, it runs the application's servers), `peer`, "
         "`collector`; the copies leave through the NIC that is tapped. All three share the cores, so a tap pays here "
         "for its sensor and for the switch too, which in life are on other machines. `bulk` is one TCP flow (iperf3; "

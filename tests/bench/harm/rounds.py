@@ -13,9 +13,9 @@ from guestagent.errors import GuestagentError
 from guestagent.lab.hosts import Lab
 from tests.bench.harm.book import percentile
 from tests.bench.harm.echo import ECHO_PORT, serve_echo
-from tests.bench.harm.loads import Capacity, Load, calibrate, make
+from tests.bench.harm.loads import Capacity, Load, Work, calibrate
 from tests.bench.harm.meters import Counted, Meters, Worked
-from tests.bench.harm.taps import TAPS
+from tests.bench.harm.taps import BUDGET, OFF, TAPS
 from tests.bench.scene import Scene, small
 from tests.bench.taps import FOREIGN
 
@@ -23,6 +23,8 @@ CPUS = os.cpu_count() or 1
 _FIRST_SECONDS, _FIRST_PER_SECOND = 0.1, 5_000
 """The first packets of a tap meet cold caches and slow start."""
 _CALIBRATION_SECONDS = 2.0
+WARM_SECONDS = 2.0
+"""A governor has to see a load before it can know it: what is promised is promised after this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,24 @@ class Run:
     """Taps that this machine cannot run, and why."""
 
 
-def measure(rounds: int, seconds: float, taps: Sequence[str], loads: Sequence[Load], say: Callable[[str], None]) -> Run:
+Row = tuple[int, Load, list[str]]
+"""A round, a load, and the taps that meet it, in their order."""
+
+
+def plan(rounds: int, pairs: int, taps: Sequence[str], loads: Sequence[Load]) -> list[Row]:
+    """Every tap under every load in each round; then the budget beside "off" flat out, until there are enough pairs."""
+    found = [(number, row, load, taps) for number in range(rounds) for row, load in enumerate(loads)]
+    judged = [one for one in (OFF, BUDGET) if one in taps]
+    flat_out = [load for load in loads if load.is_flat_out] if len(judged) > 1 else []
+    found += [(number, row, load, judged) for number in range(rounds, pairs) for row, load in enumerate(flat_out)]
+    rows = []
+    for number, row, load, names in found:
+        at = (number + row) % len(names)
+        rows.append((number, load, [*names[at:], *names[:at]]))
+    return rows
+
+
+def measure(rows: Sequence[Row], seconds: float, say: Callable[[str], None]) -> Run:
     """All cells."""
     cells: list[Cell] = []
     missing: dict[str, str] = {}
@@ -65,19 +84,17 @@ def measure(rounds: int, seconds: float, taps: Sequence[str], loads: Sequence[Lo
         scene.vm.wait_for_port(ECHO_PORT)
         say("what the machine gives")
         capacity = calibrate(scene, min(seconds, _CALIBRATION_SECONDS))
-        for number in range(rounds):
-            for row, load in enumerate(loads):
-                say(f"round {number + 1} of {rounds}: {load.name}")
-                at = (number + row) % len(taps)
-                for name in [*taps[at:], *taps[:at]]:
-                    if name not in missing:
-                        try:
-                            cells.append(_cell(scene, number, load, name, seconds, capacity))
-                        except GuestagentError as error:
-                            if name not in FOREIGN:
-                                raise
-                            missing[name] = str(error)
-                            say(f"{name} can't be measured here: {error}")
+        for number, load, names in rows:
+            say(f"round {number + 1}: {load.name}")
+            for name in names:
+                if name not in missing:
+                    try:
+                        cells.append(_cell(scene, number, load, name, seconds, capacity))
+                    except GuestagentError as error:
+                        if name not in FOREIGN:
+                            raise
+                        missing[name] = str(error)
+                        say(f"{name} can't be measured here: {error}")
     return Run([one for one in cells if one.tap not in missing], missing)
 
 
@@ -85,8 +102,10 @@ def _cell(scene: Scene, number: int, load: Load, name: str, seconds: float, capa
     with TAPS[name](scene) as running:
         small(scene, True, _FIRST_SECONDS, _FIRST_PER_SECOND)
         time.sleep(running.flush_seconds)
+        work = Work(scene, load, WARM_SECONDS, seconds, capacity)
+        time.sleep(WARM_SECONDS)
         meters, start = Meters(scene, running), time.monotonic()
-        outcome = make(scene, load, seconds, capacity)
+        outcome = work.finish()
         took = time.monotonic() - start
         worked, counted = meters.worked(), meters.counted()
     ordered = outcome.answers.ordered_seconds
