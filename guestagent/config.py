@@ -42,7 +42,7 @@ class RunConfig:
     yields: bool | None = None
     """Step back while the VM is under pressure."""
     full: bool = False
-    """Copy everything; budgets hold only where they are given."""
+    """Copy everything, also what the collector can't take; budgets hold only where they are given."""
     shed: tuple[str, ...] = SHEDDING
     """What gives way first when a budget binds."""
     floor: tuple[str, ...] = ()

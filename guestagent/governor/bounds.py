@@ -98,7 +98,8 @@ class Bounds:
         rate, packets = self._budgets.bytes_per_second, self._budgets.packets_per_second
         if rate < inf or packets < inf:
             found.append(self._caps(counters, max(1.0, record_bytes)))
-        if (pace := self._back_pressure.step(now, counters)) < inf:
+        pace = self._back_pressure.step(now, counters) if self._budgets.follows_collector else inf
+        if pace < inf:
             cap = Cost(inf, inf, pace, inf)
             found.append(_bound("collector", cap, cap, self._order))
         if self._budgets.yields and (pressure := self._yielding.step(now, usage)):

@@ -84,6 +84,8 @@ class Budgets:
     packets_per_second: float = inf
     yields: bool = True
     """Step back while the VM is under pressure."""
+    follows_collector: bool = True
+    """Capture no more than the collector takes. Without it the full ring drops what comes, of any flow."""
 
 
 def budgets_for(
@@ -97,7 +99,8 @@ def budgets_for(
 ) -> Budgets:
     """The defaults for a link of this speed (0 unknown), or none with `full`; what is given explicitly holds."""
     rate = speed_mbit * 1e6 / 8 * DEFAULT_LINK_SHARE if speed_mbit > 0 else DEFAULT_BYTES_PER_SECOND
-    budgets = Budgets(inf, inf, inf, yields=False) if full else Budgets(bytes_per_second=rate)
+    whole = Budgets(inf, inf, inf, yields=False, follows_collector=False)
+    budgets = whole if full else Budgets(bytes_per_second=rate)
     explicit: dict[str, float | bool | None] = {
         "cpu_percent": cpu_percent,
         "bytes_per_second": bytes_per_second,

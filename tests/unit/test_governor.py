@@ -461,6 +461,15 @@ def test_a_slow_collector_costs_heavy_flows_only() -> None:
     assert trace.whole_from() <= 22
 
 
+def test_a_full_copy_is_full_whatever_the_collector_takes() -> None:
+    """Who wants everything gets what fits the ring, of all flows; the kernel counts the rest."""
+    machine = Machine(cores=64, link_bytes_per_second=12e6)
+    trace = simulate(between(3, 12, BULK), machine, budgets=budgets_for(0, full=True), seconds=15)
+
+    assert trace.swaps == 0
+    assert trace.dropped > 0
+
+
 def test_an_absent_collector_leaves_the_ring_to_ordinary_flows() -> None:
     """With nobody there and a flood, the flood is thinned so that the ring lasts; mice are whole for as long."""
     trace = simulate(between(3, 12, FLOOD), Machine(link_bytes_per_second=0.0), seconds=15)

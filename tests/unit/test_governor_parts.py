@@ -41,8 +41,8 @@ def test_default_budgets_follow_the_link() -> None:
     """A tenth of a known link speed, else 200 Mbit/s; --full removes the defaults; what is explicit holds beside it."""
     assert budgets_for(10_000).bytes_per_second == 125e6
     assert budgets_for(0) == Budgets(5.0, 25e6, inf, yields=True)
-    assert budgets_for(10_000, full=True) == Budgets(inf, inf, inf, yields=False)
-    assert budgets_for(0, full=True, cpu_percent=10.0, yields=True) == Budgets(10.0, inf, inf, yields=True)
+    assert budgets_for(10_000, full=True) == Budgets(inf, inf, inf, yields=False, follows_collector=False)
+    assert budgets_for(0, full=True, cpu_percent=10.0) == Budgets(10.0, inf, inf, False, follows_collector=False)
 
 
 def test_equal_filters_need_no_swap() -> None:
