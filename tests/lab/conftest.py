@@ -3,11 +3,13 @@
 import faulthandler
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from guestagent.errors import HostError
 from guestagent.lab.hosts import Host, Lab
+from tests.lab.rig import Rig
 
 
 @pytest.fixture
@@ -30,3 +32,9 @@ def pair(lab: Lab) -> tuple[Host, Host]:
     agent, peer = lab.host("agent"), lab.host("peer")
     lab.link(agent, peer)
     return agent, peer
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    """Agent and collector below a directory of this test."""
+    return Rig(tmp_path)

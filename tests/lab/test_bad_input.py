@@ -45,12 +45,6 @@ WRONG = {
 }
 
 
-@pytest.fixture
-def rig(tmp_path: Path) -> Rig:
-    """Agent and collector below a directory of this test."""
-    return Rig(tmp_path)
-
-
 def _assert_one_sentence(done: "subprocess.CompletedProcess[str]", code: int, words: list[str]) -> None:
     said = [line for line in done.stderr.splitlines() if line.startswith("guestagent: ")]
     assert code == done.returncode, done.stderr

@@ -16,12 +16,6 @@ DATAGRAMS = 100_000
 PACE = 25_000
 
 
-@pytest.fixture
-def rig(tmp_path: Path) -> Rig:
-    """Agent and collector below a directory of this test."""
-    return Rig(tmp_path)
-
-
 def test_every_datagram_of_both_directions_is_written_once(rig: Rig, pair: tuple[Host, Host]) -> None:
     """200,000 datagrams at 50 kpps, half each way, are in the pcapng byte-exact, none missing, none twice."""
     vm, peer = pair

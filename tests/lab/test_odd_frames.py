@@ -21,12 +21,6 @@ _GSO_NONE, _GSO_UDP = 0, 3
 VM_MAC, PEER_MAC = "02:00:00:00:00:02", "02:00:00:00:00:01"
 
 
-@pytest.fixture
-def rig(tmp_path: Path) -> Rig:
-    """Agent and collector below a directory of this test."""
-    return Rig(tmp_path)
-
-
 def _quiet(host: Host) -> None:
     """No chatter of the host's own stack on eth0: what is captured is what we inject."""
     host.run(["ip", "link", "set", "eth0", "arp", "off"])

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -13,12 +12,6 @@ from guestagent.capture.interfaces import select
 from guestagent.lab.hosts import Host, Lab
 from guestagent.lab.packets import udp_send
 from tests.lab.rig import Rig, assert_ledger_closes, udp_indexes, wait_for
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Rig:
-    """Agent and collector below a directory of this test."""
-    return Rig(tmp_path)
 
 
 def test_standard_output_feeds_tshark_live(rig: Rig, pair: tuple[Host, Host]) -> None:

@@ -1,7 +1,5 @@
 """Both engines under a whole agent: same files, same ledger, also over an outage of the collector."""
 
-from pathlib import Path
-
 import pytest
 
 from guestagent.lab.hosts import Host
@@ -10,12 +8,6 @@ from tests.lab.rig import Rig, assert_ledger_closes, udp_indexes
 
 PACE = 10_000
 ENGINES = ["ring", "portable"]
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Rig:
-    """Agent and collector below a directory of this test."""
-    return Rig(tmp_path)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -3,7 +3,6 @@
 import random
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
@@ -15,12 +14,6 @@ PACE = 5000
 PAYLOAD_BYTES = 258
 """300 bytes with Ethernet, IPv4 and UDP headers."""
 RANDOM_KILLS = 20
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Rig:
-    """Agent and collector below a directory of this test."""
-    return Rig(tmp_path)
 
 
 def test_a_killed_collector_costs_nothing(rig: Rig, pair: tuple[Host, Host]) -> None:

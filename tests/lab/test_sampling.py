@@ -1,7 +1,6 @@
 """Whole-flow sampling: `--keep` copies a fraction of the flows, each whole and in both directions."""
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -14,12 +13,6 @@ FLOWS = 400
 DATAGRAMS = 5
 KEEP = 0.25
 CONNECTIONS = 60
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Rig:
-    """Agent and collector below a directory of this test."""
-    return Rig(tmp_path)
 
 
 def _send_flows(destination: str, first_port: int) -> None:
