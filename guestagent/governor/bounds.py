@@ -23,6 +23,9 @@ MOST_DEBT_SECONDS = 2.0
 """In seconds of budget: a stall of the whole VM isn't held against us for longer."""
 LEAST_SHARE = 0.1
 """Of the budget, in the deepest debt: enough for the headers of most VMs."""
+ORDINARY_SHARE, MOST_OVERDRAFT = 0.2, 3.0
+"""Of the budget: what ordinary flows may always take beside an elephant, and where even that ends. With less, 2,000
+packets/s beside a flood of 160,000 don't fit on a single core; with more, a flood that can be paid for breaks it."""
 RING_SHARE, RING_DELAY_SECONDS = 0.25, 0.5
 """The part of the ring that a cap may fill, and how fast."""
 MOST_WAIT_SECONDS, WAIT_SECONDS = 1.0, 0.5
@@ -53,24 +56,39 @@ class Bound(NamedTuple):
     """What a full copy may cost, to be given back, if the last one was not taken again."""
 
 
+class Overheads(NamedTuple):
+    """What is spent whatever the limits."""
+
+    record_bytes: float
+    """Of the ring, for a record of mean size."""
+    idle_cores: float
+    elephant_cores: float
+    """For heavy flows, nearly all of whose packets are rejected."""
+
+
 class Account:
     """CPU seconds that the budget brought in and that were not spent; in debt after an overrun."""
 
     def __init__(self, budget_cores: float) -> None:
-        self.budget_cores = budget_cores
+        self.budget_cores = self._granted_cores = budget_cores
         self.balance_seconds = MOST_CREDIT_SECONDS * budget_cores if budget_cores < inf else 0.0
 
     def spend(self, seconds: float, cores: float) -> None:
         """Book some time."""
         if self.budget_cores < inf:
-            balance = self.balance_seconds + (self.budget_cores - cores) * min(seconds, MOST_STEP_SECONDS)
+            balance = self.balance_seconds + (self._granted_cores - cores) * min(seconds, MOST_STEP_SECONDS)
             most, least = MOST_CREDIT_SECONDS * self.budget_cores, -MOST_DEBT_SECONDS * self.budget_cores
             self.balance_seconds = max(least, min(most, balance))
 
-    def bound(self, order: Sequence[Rung]) -> Bound:
+    def bound(self, order: Sequence[Rung], overheads: Overheads) -> Bound:
         """What may be spent from now on."""
-        debt = min(0.0, self.balance_seconds) / REPAY_SECONDS
-        aim = max(LEAST_SHARE * self.budget_cores, AIM * self.budget_cores + debt)
+        budget, debt = self.budget_cores, min(0.0, self.balance_seconds) / REPAY_SECONDS
+        aim = max(LEAST_SHARE * budget, AIM * budget + debt)
+        self._granted_cores = budget
+        if overheads.elephant_cores:
+            unavoidable = overheads.idle_cores + overheads.elephant_cores
+            aim = max(aim, min(unavoidable + ORDINARY_SHARE * budget, MOST_OVERDRAFT * budget))
+            self._granted_cores = max(budget, aim)
         tolerated = aim + max(0.0, self.balance_seconds) / BURST_SECONDS
         target = Cost(aim, AIM * OWN_CORES, inf, inf)
         return _bound("cpu", Cost(tolerated, OWN_CORES, inf, inf), target, order)
@@ -88,23 +106,21 @@ class Bounds:
         self._yielding, self._back_pressure = Yielding(), BackPressure()
         self.account = Account(budgets.cpu_percent / 100 * cores)
 
-    def at(
-        self, now: float, counters: Counters, usage: Usage, *, record_bytes: float, idle_cores: float
-    ) -> list[Bound]:
-        """Those that hold now; a record takes so much of the ring, and running without one so much CPU."""
+    def at(self, now: float, counters: Counters, usage: Usage, overheads: Overheads) -> list[Bound]:
+        """Those that hold now."""
         found = []
         if self.account.budget_cores < inf:
-            found.append(self.account.bound(self._order))
+            found.append(self.account.bound(self._order, overheads))
         rate, packets = self._budgets.bytes_per_second, self._budgets.packets_per_second
         if rate < inf or packets < inf:
-            found.append(self._caps(counters, max(1.0, record_bytes)))
+            found.append(self._caps(counters, max(1.0, overheads.record_bytes)))
         pace = self._back_pressure.step(now, counters) if self._budgets.follows_collector else inf
         if pace < inf:
             cap = Cost(inf, inf, pace, inf)
             found.append(_bound("collector", cap, cap, self._order))
         if self._budgets.yields and (pressure := self._yielding.step(now, usage)):
             cores = min(self.account.budget_cores, DEFAULT_CPU_PERCENT / 100 * self._cores)
-            cap = Cost(idle_cores + YIELD_SHARE * cores, inf, YIELD_SHARE * rate, inf)
+            cap = Cost(overheads.idle_cores + YIELD_SHARE * cores, inf, YIELD_SHARE * rate, inf)
             gentle = tuple(rung for rung in self._order if rung not in (Rung.SAMPLE, Rung.PAUSE))
             found.append(_bound(pressure, cap, cap, gentle))
         return found

@@ -19,6 +19,11 @@ In T seconds the cost is at most b (T + 0.25 s) and the overruns of that time. A
 it is seen. A tick is due when a tenth of a second's budget is spent, so the steeper a surge, the shorter it lasts; then
 its cost e makes the bound 0.9 b - e / 2 s, and is gone within a window of 5 s.
 
+**An elephant's rejection is not paid by others.** On egress the kernel clones a packet before it asks the filter, so a
+flow at full speed costs some of the budget when nothing of it is kept, and only a pause would save that. Shedding
+others for it would blind the tap and save nothing; so beside the rejection of heavy flows there is always a fifth
+of the budget for the rest, until the whole is three budgets. Many small flows are no elephant: these are sampled.
+
 **A surge is doubted** where it would take something from ordinary flows: a block shows its first records first, and in
 the first moment of a flood these are older than the flood. Two more looks 20 ms apart tell who it is; heavy flows are
 cut without doubt.
@@ -49,9 +54,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import inf
 
-from guestagent.governor.bounds import CAPS, Bound, Bounds
+from guestagent.governor.bounds import CAPS, Bound, Bounds, Overheads
 from guestagent.governor.demand import PEEK_SECONDS, Demand, DemandEstimator, Rates, Sample
-from guestagent.governor.limits import DEFAULT_ORDER, Budgets, Counters, Limits, Rung, Traffic, Usage
+from guestagent.governor.limits import DEFAULT_ORDER, Budgets, Counters, Limits, Rung, Usage
 from guestagent.governor.predict import RECORD_BYTES, CostModel
 from guestagent.governor.reason import sentence
 from guestagent.governor.shed import Forecast, combined, severity, shed
@@ -169,14 +174,14 @@ class Governor:
         then, before, used = self._last
         self._last = (now, counters, usage)
         seconds, captured = now - then, max(0, counters.captured - before.captured)
-        traffic = _growth(before.traffic, counters.traffic)
+        traffic = counters.traffic.since(before.traffic) if counters.traffic and before.traffic else None
         self.demand = self._estimator.close(seconds, captured, traffic, self._taken_bytes)
         self._book(seconds, captured, used, usage)
         total = self.demand.total
         record_bytes = RECORD_BYTES + (total.original_bytes / total.packets if total.packets else 0.0)
         forecast = Forecast(self.demand, self.model, self._base)
-        idle_cores = self.model.idle.own
-        bounds = self._bounds.at(now, counters, usage, record_bytes=record_bytes, idle_cores=idle_cores)
+        elephant_cores = forecast.elephant_cores(self._bounds.account.budget_cores)
+        bounds = self._bounds.at(now, counters, usage, Overheads(record_bytes, self.model.idle.own, elephant_cores))
         self._decide(now, forecast, bounds)
         self.limits = self._probe(now, forecast) or self._steady
         self.due_at = now + self._wait_seconds()
@@ -285,15 +290,3 @@ class Governor:
         price = forecast.cost(probe).cpu * PROBE_SECONDS
         part = min(1.0, PROBE_SHARE * self._bounds.account.budget_cores / price) if price > 0 else 1.0
         return replace(probe, sample=self._base.sample * max(LEAST_PROBE_SAMPLE, part))
-
-
-def _growth(before: Traffic | None, after: Traffic | None) -> Traffic | None:
-    """What was counted in between; a device made anew begins at nought."""
-    if before is None or after is None:
-        return None
-    return Traffic(
-        max(0, after.packets_in - before.packets_in),
-        max(0, after.packets_out - before.packets_out),
-        max(0, after.bytes_in - before.bytes_in),
-        max(0, after.bytes_out - before.bytes_out),
-    )

@@ -119,6 +119,15 @@ class Traffic:
     bytes_in: int = 0
     bytes_out: int = 0
 
+    def since(self, before: "Traffic") -> "Traffic":
+        """What was counted in between; a device made anew begins at nought."""
+        return Traffic(
+            max(0, self.packets_in - before.packets_in),
+            max(0, self.packets_out - before.packets_out),
+            max(0, self.bytes_in - before.bytes_in),
+            max(0, self.bytes_out - before.bytes_out),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Counters:

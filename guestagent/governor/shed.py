@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
-from math import ceil, log
+from math import ceil, inf, log
 
 from guestagent.governor.demand import Demand
 from guestagent.governor.limits import Limits, Rung
@@ -113,6 +113,11 @@ class Forecast:
                 cost = cost.plus(self._model.cost(rates, keep, slice_))
             self._ordinary[key] = cost
         return self._ordinary[key]
+
+    def elephant_cores(self, budget_cores: float) -> float:
+        """What the flows that are heavy against a budget cost at the least, nearly all of their packets rejected."""
+        heavy = self.heavy(Cost(budget_cores, inf, inf, inf)) if budget_cores < inf else ()
+        return sum(self._model.cost(self._rates[flow], LEAST_HEAVY_FRACTION, "headers").cpu for flow in heavy)
 
     def heavy(self, bound: Cost) -> tuple[int, ...]:
         """The flows that are heavy against a bound, heaviest first."""

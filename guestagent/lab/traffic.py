@@ -54,12 +54,12 @@ def serve_http(port: int = HTTP_PORT) -> None:
         wbufsize = -1  # header and page leave together
 
         def do_GET(self) -> None:
-            page = _page(int(self.path.lstrip("/")))
+            body = page(int(self.path.lstrip("/")))
             self.send_response(200)
             self.send_header("Content-Type", "application/octet-stream")
-            self.send_header("Content-Length", str(len(page)))
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(page)
+            self.wfile.write(body)
 
         def log_request(self, code: object = "-", size: object = "-") -> None:
             """Say nothing: the terminal is the demo's."""
@@ -81,7 +81,7 @@ def fetch_pages(address: str, pages: int = 10, page_bytes: int = 5_000, port: in
     try:
         for _ in range(pages):
             connection.request("GET", f"/{page_bytes}")
-            if connection.getresponse().read() != _page(page_bytes):
+            if connection.getresponse().read() != page(page_bytes):
                 raise PeerError(f"the web server {address} sent another page than it was asked for")
     finally:
         connection.close()
@@ -218,7 +218,8 @@ def _stream(size: int) -> Iterator[bytes]:
         yield udp_payload(start // BULK_PIECE_BYTES, min(BULK_PIECE_BYTES, size - start))
 
 
-def _page(size: int) -> bytes:
+def page(size: int) -> bytes:
+    """What GET /`size` answers."""
     return b"".join(_stream(size))
 
 

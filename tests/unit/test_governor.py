@@ -58,6 +58,7 @@ Arrived = dict[Flows, tuple[float, float]]
 MICE = Flows(1, 500, 2000, 400)
 BULK = Flows(2, 1, 12e9 / 8 / 65000, 65000, outgoing=1.0)
 FLOOD = Flows(3, 1, 160_000, 64, outgoing=1.0)
+TORRENT = Flows(8, 1, 400_000, 64, outgoing=1.0)
 FLOOD_IN = Flows(4, 1, 160_000, 64, outgoing=0.0)
 SWARM = Flows(5, 20_000, 160_000, 64, outgoing=1.0)
 STORM = Flows(6, 20_000, 500_000, 64, outgoing=1.0)
@@ -350,14 +351,24 @@ def test_a_missing_reading_breaks_no_budget(missing: str, flows: Flows) -> None:
     assert trace.whole_from() <= 19
 
 
-@pytest.mark.parametrize("flows", [FLOOD, SWARM], ids=["flood", "swarm"])
-def test_a_single_core_pauses_where_rejecting_is_too_dear(flows: Flows) -> None:
+def test_a_single_core_pauses_where_rejecting_many_flows_is_too_dear() -> None:
     """On one core, to reject 160 kpps takes more than the budget: the capture pauses, looks each second, returns."""
-    trace = simulate(between(3, 12, flows), Machine(cores=1, share=1.4), seconds=24)
+    trace = simulate(between(3, 12, SWARM), Machine(cores=1, share=1.4), seconds=24)
 
     assert trace.worst_percent(1) <= 5.5
     assert any(one.paused for one in trace.between(8, 12))
     assert sum(one.is_probe for at, one in trace.limits if 6 <= at < 12) in range(5, 8)
+    assert trace.whole_from() <= 22
+
+
+@pytest.mark.parametrize("cores, flood", [(2, TORRENT), (1, FLOOD)], ids=["torrent", "one core"])
+def test_ordinary_flows_do_not_pay_for_an_elephants_rejection(cores: int, flood: Flows) -> None:
+    """A flow whose rejection alone takes more than the budget is thinned to the least; mice are whole, then all is."""
+    trace = simulate(between(3, 12, flood), Machine(cores=cores), seconds=24)
+
+    assert trace.whole_mice(0, 24) == 1
+    assert all(one.heavy_fraction <= 0.1 for one in trace.between(6, 12))
+    assert trace.worst_percent(cores) <= 3 * 5.5
     assert trace.whole_from() <= 22
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestagent.governor.bounds import Account
+from guestagent.governor.bounds import Account, Overheads
 from guestagent.governor.demand import Demand, DemandEstimator, Rates, Sample
 from guestagent.governor.limits import (
     DEFAULT_ORDER,
@@ -321,10 +321,10 @@ def test_a_debt_is_bounded_and_paid_back() -> None:
     account = Account(0.1)
     for _ in range(600):
         account.spend(0.1, 1.0)
-    assert account.bound(()).aim.cpu == pytest.approx(0.01)
+    assert account.bound((), Overheads(500.0, 0.01, 0.0)).aim.cpu == pytest.approx(0.01)
     for _ in range(25):
         account.spend(0.1, 0.01)
-    assert account.bound(()).aim.cpu == pytest.approx(0.09, abs=0.005)
+    assert account.bound((), Overheads(500.0, 0.01, 0.0)).aim.cpu == pytest.approx(0.09, abs=0.005)
 
 
 def test_a_suspended_vm_owes_little() -> None:

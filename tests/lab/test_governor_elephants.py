@@ -1,0 +1,67 @@
+"""One flow that would break the budget is cut to its headers; the 500 small ones beside it are copied whole."""
+
+import subprocess
+import time
+
+import pytest
+
+from guestagent.lab.hosts import Host, Lab
+from guestagent.lab.packets import udp_send
+from guestagent.lab.traffic import page, serve_http
+from tests.lab.flows import NAMES_PORT, PAGE_BYTES, PAGES_PORT, Conversations, ask_names, ask_pages, serve_names
+from tests.lab.rig import Rig, assert_ledger_closes
+
+PEER, VM = "10.9.0.3", "10.9.0.2"
+SECONDS = 7.0
+ELEPHANT_AFTER_SECONDS, ELEPHANT_SECONDS = 1.0, 4
+ELEPHANT_PORT = 5201
+"""iperf3's."""
+FIN, SYN = 0x01, 0x02
+MOST_HEADERS_BYTES = 66
+"""Ethernet, IPv4, TCP with timestamps."""
+
+
+@pytest.mark.parametrize("elephant", ["TCP in", "TCP out", "UDP in", "UDP out"])
+def test_small_flows_are_whole_beside_an_elephant(rig: Rig, lab: Lab, elephant: str) -> None:
+    """Every question, answer and page is there byte for byte; the elephant is there with its headers, SYN and FIN."""
+    peer, vm, third = lab.host("peer"), lab.host("vm"), lab.host("collector")
+    lab.bridge(third, vm, peer)
+    collector, agent = rig.collect(third), rig.agent(vm, "--cpu", "5", "--yield", "off", full=False)
+    servers = [peer.start(serve_names), peer.start(serve_http, PAGES_PORT)]
+    peer.popen(["iperf3", "-s"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for port in (NAMES_PORT, PAGES_PORT, ELEPHANT_PORT):
+        peer.wait_for_port(port)
+    names, pages = vm.start(ask_names, PEER, SECONDS), vm.start(ask_pages, PEER, SECONDS)
+    time.sleep(ELEPHANT_AFTER_SECONDS)
+    let_pass(elephant, vm, peer)
+    limits = agent.status()["limits"]
+    (asked, answered), fetched = names.result(), pages.result()
+    ledger, report = agent.stop(), collector.stop()
+    for server in servers:
+        server.terminate()
+
+    assert_ledger_closes(ledger, report)
+    assert ledger["dropped_by_ring"] == 0
+    assert (limits["slice"], limits["sample"]) == ("full", 1.0)
+    assert limits["heavy_flows"] > 0
+    found = Conversations(rig.frames(), ELEPHANT_PORT)
+    assert sorted(found.questions) == list(range(asked))
+    assert len(found.answers) == len(set(found.answers)) >= answered
+    assert found.damaged == 0
+    assert found.whole_pages(page(PAGE_BYTES)) == fetched
+    cut = sum(len(frame.data) <= MOST_HEADERS_BYTES < frame.original_bytes for frame in found.elephant)
+    assert cut > 1000
+    assert elephant.startswith("UDP") or found.elephant_flags & (SYN | FIN) == SYN | FIN
+
+
+def let_pass(elephant: str, vm: Host, peer: Host) -> None:
+    """Some seconds of it, as fast as this machine can."""
+    protocol, way = elephant.split()
+    if protocol == "TCP":
+        reverse = ["-R"] if way == "in" else []
+        vm.run(["iperf3", "-c", PEER, "-t", str(ELEPHANT_SECONDS), *reverse])
+        return
+    sender, address = (vm, PEER) if way == "out" else (peer, VM)
+    task = sender.start(udp_send, address, ELEPHANT_PORT, 10**9, None, 128)
+    time.sleep(ELEPHANT_SECONDS)
+    task.terminate()
