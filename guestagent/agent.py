@@ -30,7 +30,7 @@ from guestagent.links.owner import Link
 from guestagent.loop import EDGE, READABLE, Loop
 from guestagent.observe import reports
 from guestagent.observe.status import StatusSocket
-from guestagent.observe.words import LiveLine, RateLine, ledger_sentence
+from guestagent.observe.words import LiveLine, RateLine, ledger_sentence, limits_word
 from guestagent.reload import reload
 from guestagent.steering import Steering
 
@@ -175,7 +175,9 @@ class Agent:
         total = self._tap.refresh()
         self._desk.window.add_report(self._report_body())
         if self._live.is_on:
-            self._live.show(self._rates.line(now, total, self._tap.held_fraction(), self._link.state.text))
+            kept = limits_word(self._steering.describe(now))
+            line = self._rates.line(now, total, self._tap.held_fraction(), self._link.state.text)
+            self._live.show(f"{kept}  {line}" if kept else line)
 
     def _report_body(self) -> dict[str, Any]:
         return {

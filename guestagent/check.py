@@ -6,11 +6,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from guestagent.backstops import warnings
 from guestagent.capture.engine import open_capture
 from guestagent.capture.probes import PROBES
 from guestagent.capture.tap import Tap
 from guestagent.config import RunConfig
 from guestagent.errors import ConfigError, GuestagentError
+from guestagent.governor.limits import DEFAULT_CPU_PERCENT, OWN_CORES
 from guestagent.observe import reports
 from guestagent.route import refuse_tunnel_loop
 from guestagent.start import wish_of
@@ -30,7 +32,15 @@ def check(config: RunConfig) -> int:
         except GuestagentError as error:
             _say(name, False, str(error))
             code = code or error.exit_code
+    for warning in warnings(_budget_cores(config)):
+        sys.stdout.write(f"warn backstops: {warning}\n")
     return code
+
+
+def _budget_cores(config: RunConfig) -> float:
+    """Cores that the budget allows the agent itself; it is one thread."""
+    percent = config.cpu if config.cpu is not None else 100.0 if config.full else DEFAULT_CPU_PERCENT
+    return min(OWN_CORES, percent / 100 * (os.cpu_count() or 1))
 
 
 def _say(name: str, ok: bool, detail: str) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from guestagent.collector.fidelity import MOST_INTERVALS
 from guestagent.collector.run import Run
 from guestagent.collector.sinks.track import Resume, Track
 from guestagent.tapstream.hello import AgentHello, CollectorHello
@@ -25,6 +26,7 @@ _SUMMED: dict[str, Callable[[Run], int]] = {
     "duplicates": lambda run: run.place.duplicates,
     "written": lambda run: run.written,
     "malformed": lambda run: run.malformed,
+    "reduced_dropped": lambda run: run.fidelity.dropped,
     "unsupported_gso": lambda run: sum(run.place.unsupported_gso.values()),
     "checksums_completed": lambda run: run.track.checksums[0],
     "checksums_left": lambda run: run.track.checksums[1],
@@ -52,13 +54,20 @@ class Agent:
         self.runs: dict[str, Run] = {}
         self.totals = dict.fromkeys(_SUMMED, 0)
         self.unclean_ends: list[dict[str, Any]] = []
+        self.reduced: list[dict[str, Any]] = []
         self.refused = 0
         """Connections in this agent's name that were closed for what they sent."""
 
     def fold(self, run: Run) -> None:
         """Add an ended run to the sums."""
         self.totals = self.sums(run)
+        self.reduced = [*self.reduced, *run.fidelity.intervals][-MOST_INTERVALS:]
         del self.runs[run.hello.run_id]
+
+    def intervals(self) -> list[dict[str, Any]]:
+        """The latest intervals of reduced fidelity, over all runs."""
+        rows = [*self.reduced, *(row for run in self.runs.values() for row in run.fidelity.intervals)]
+        return sorted(rows, key=lambda row: row["from_ns"])[-MOST_INTERVALS:]
 
     def sums(self, *runs: Run) -> dict[str, int]:
         """The totals with these runs added."""
@@ -137,5 +146,6 @@ class Registry:
                 **agent.sums(*agent.runs.values()),
                 "refused": agent.refused,
                 "unclean_ends": agent.unclean_ends,
+                "reduced": agent.intervals(),
             }
         return {"schema": REPORT_SCHEMA, "collector_id": self._collector_id, "agents": agents}

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from guestagent.capture.block import MalformedBlock
+from guestagent.collector.fidelity import Fidelity
 from guestagent.collector.leases import Member
 from guestagent.collector.sinks.track import Resume, Track
 from guestagent.model import Interface
@@ -21,6 +22,7 @@ class Run:
     def __init__(self, hello: AgentHello, track: Track, resume: Resume | None) -> None:
         self.hello = hello
         self.member = Member(hello)
+        self.fidelity = Fidelity()
         self.track = track
         self.known_before = resume is not None
         self.place = ReceiveState(hello.first_sequence - 1)
@@ -84,6 +86,7 @@ class Run:
     def _take_report(self, frame: Frame, now: float) -> None:
         report = decode_json(frame)
         self.member.reported(report, now)
+        self.fidelity.reported(report, time.time_ns())
         try:
             self.track.report(report)
         except RecursionError:  # what json can just decode it can't always encode
@@ -120,6 +123,7 @@ class Run:
         """The run is over."""
         if not self.ended:
             self.ended = True
+            self.fidelity.ended(self.last_frame_ns)
             self.track.end(reason)
 
     def unclean_end(self, next_ns: int) -> dict[str, Any]:

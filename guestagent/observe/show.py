@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from guestagent.observe.status import directory, everything
-from guestagent.observe.words import ledger_sentence
+from guestagent.observe.words import clock_time, ledger_sentence, limits_sentence
 
 
 def show_status(*, as_json: bool) -> int:
@@ -28,10 +28,7 @@ def _agent_lines(snapshot: dict[str, Any]) -> Iterator[str]:
     yield f"link: {link['text']}"
     for name, ledger in snapshot["interfaces"].items():
         yield f"{name}: {ledger_sentence(ledger)}"
-    limits = snapshot["limits"]
-    chosen = f", filter {limits['filter']!r}" if limits["filter"] else ""
-    kept = f", {limits['keep']:.0%} of the flows" if limits["keep"] < 1 else ""
-    yield f"limits: slice {limits['slice']}{chosen}{kept}, {limits['reason']}"
+    yield f"limits: {limits_sentence(snapshot['limits'])}"
     yield f"ring: {snapshot['ring_bytes'] >> 20} MB, {snapshot['ring_held_fraction']:.0%} waits for the collector"
     yield f"cpu: {snapshot['cpu_seconds']} s since the start"
 
@@ -45,3 +42,6 @@ def _collector_lines(snapshot: dict[str, Any]) -> Iterator[str]:
         )
         for end in agent["unclean_ends"]:
             yield f"{name}: nothing is held from {end['gap_from']} until {end['gap_until']}"
+        for row in agent["reduced"][-1:]:
+            until = f"until {clock_time(row['until_ns'])}" if row["until_ns"] else "until now"
+            yield f"{name}: reduced from {clock_time(row['from_ns'])} {until}: {row['reason']}"

@@ -27,6 +27,32 @@ def ledger_sentence(ledger: dict[str, Any]) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {ledger[key]:,}" for key in keys)
 
 
+def limits_sentence(limits: dict[str, Any]) -> str:
+    """What is kept of what crosses the interface, and where fidelity is reduced, why and since when."""
+    chosen = f", filter {limits['filter']!r}" if limits["filter"] else ""
+    kept = f", {limits['keep']:.0%} of the flows" if limits["keep"] < 1 else ""
+    if not limits["reduced"]:
+        return f"slice {limits['slice']}{chosen}{kept}, as asked for: nothing is reduced"
+    return f"reduced since {clock_time(limits['since_ns'])}: {limits['reason']}{chosen}{kept}"
+
+
+def limits_word(limits: dict[str, Any]) -> str:
+    """The limits in force for a live line; empty for a copy as asked for."""
+    if not limits["reduced"]:
+        return ""
+    if limits["paused"]:
+        return "paused"
+    pieces = [f"{limits['heavy_flows']} heavy cut"] if limits["heavy_flows"] else []
+    pieces += ["headers"] if limits["slice"] == "headers" else []
+    pieces += [f"{limits['sample']:.1%} of flows"] if limits["sample"] < 1 else []
+    return ", ".join(pieces) or "reduced"
+
+
+def clock_time(time_ns: int) -> str:
+    """A wall-clock time in ISO 8601, UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time_ns // 1_000_000_000))
+
+
 class LiveLine:
     """One line that is written over and over on standard error, where that is a terminal."""
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,9 +151,19 @@ def frames_of(path: Path) -> Iterator[Frame]:
         yield Frame(time_ns, original, bytes(data))
 
 
-def udp_indexes(frames: Iterator[Frame], port: int, size: int) -> list[int]:
+def udp_indexes(frames: Iterable[Frame], port: int, size: int) -> list[int]:
     """The index of every datagram to `port`; its bytes must be those of its index."""
-    indexes = []
+    whole, cut = udp_copies(frames, port, size)
+    assert not cut, f"{len(cut)} datagrams were cut on the way"
+    return whole
+
+
+def udp_copies(frames: Iterable[Frame], port: int, size: int) -> tuple[list[int], list[Frame]]:
+    """(indexes of whole datagrams to `port`, frames that were cut); the bytes must be those of the index.
+
+    A cut frame holds its headers and tells its original length.
+    """
+    indexes, cut = [], []
     for frame in frames:
         ethertype = int.from_bytes(frame.data[12:14], "big")
         start = UDP_HEADERS_BYTES.get(ethertype, 0)
@@ -161,11 +171,15 @@ def udp_indexes(frames: Iterator[Frame], port: int, size: int) -> list[int]:
             continue
         if frame.data[23 if ethertype == 0x0800 else 20] != 17:
             continue
+        assert frame.original_bytes == start + size, "the original length of a copy was lost"
         payload = frame.data[start : start + size]
+        if len(payload) < size:
+            cut.append(frame)
+            continue
         index = int.from_bytes(payload[:INDEX_BYTES], "big")
         assert payload == udp_payload(index, size), f"datagram {index} was changed on the way"
         indexes.append(index)
-    return indexes
+    return indexes, cut
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout: float = 8.0) -> Any:

@@ -74,7 +74,7 @@ def test_no_packet_is_missed_when_one_end_fails(
     elif fault == "killed":
         failing.kill()
     else:
-        flood = other.start(udp_send, "10.9.0.2", 9500, 1_500_000, 60_000, 1000)
+        flood = other.start(udp_send, "10.9.0.1", 9500, 1_500_000, 60_000, 1000)
     time.sleep(SECONDS_WITHOUT)
     talk(one, other, 0)
     if fault == "stopped":

@@ -8,7 +8,7 @@ import pytest
 
 from guestagent.lab.hosts import Host, Lab
 from guestagent.lab.packets import udp_send, udp_sink
-from tests.lab.rig import Rig, assert_ledger_closes, udp_indexes, wait_for
+from tests.lab.rig import Rig, assert_ledger_closes, udp_copies, udp_indexes, wait_for
 
 PACE = 5000
 PAYLOAD_BYTES = 258
@@ -91,14 +91,17 @@ def test_a_stopped_collector_leaves_memory_and_application_alone(rig: Rig, pair:
     collector.process.send_signal(signal.SIGCONT)
     sender.result(30)
     received = sink.result(60)
+    wait_for(lambda: not agent.status()["limits"]["reduced"], "full copies again", 10)
     vm.call(udp_send, "10.9.0.1", 9000, 500, PACE, 1000, first_index=1000 + count)
     ledger, report = agent.stop(), collector.stop()
 
     assert during - before < 4_000_000
     assert (1000 + count, 0) == (received.distinct, received.corrupt)
     assert_ledger_closes(ledger, report)
-    indexes = udp_indexes(rig.frames(), 9000, 1000)
+    indexes, cut = udp_copies(rig.frames(), 9000, 1000)
     assert len(indexes) == len(set(indexes))
+    assert len(cut) == len({frame.time_ns for frame in cut}), "no copy that was cut is there twice"
+    assert indexes[:1000] == list(range(1000)), "whole before the pressure"
     assert indexes[-500:] == list(range(1000 + count, 1500 + count)), "recovered alone"
 
 

@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # hands
     "loop": WORDS,
     "identity": WORDS,
+    "backstops": WORDS,
     "capture": WORDS,
     "links": WORDS | {"loop", "tapstream", "encap"},
     # Of capture the collector knows the layout of a record alone.

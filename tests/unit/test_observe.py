@@ -185,18 +185,21 @@ AGENT: dict[str, Any] = {
     "engine_reason": "the kernel offers it",
     "link": {"text": "connected to collector c"},
     "interfaces": {"eth0": InterfaceLedger(captured=1234, delivered=1200, dropped_by_ring=30).as_dict()},
-    "limits": {"slice": "full", "filter": "tcp", "reason": "as configured", "keep": 1.0},
+    "limits": {"slice": "full", "filter": "tcp", "keep": 1.0, "reduced": True, "reason": "why", "since_ns": 10**9},
     "ring_bytes": 64 << 20,
     "ring_held_fraction": 0.25,
     "cpu_seconds": 1.5,
 }
 END = {"gap_from": "2023-11-14T22:13:20.123Z", "gap_until": "2023-11-14T22:13:25.123Z"}
+SHED = {"from_ns": 10**9, "until_ns": 3 * 10**9, "reason": "a full copy costs more"}
 COLLECTOR: dict[str, Any] = {
     "role": "collector",
     "collector_id": "c",
     "connections": 1,
     "refused": 2,
-    "agents": {"vm-1": {"received": 1000, "written": 990, "gaps": 0, "duplicates": 3, "unclean_ends": [END]}},
+    "agents": {
+        "vm-1": {"received": 1000, "written": 990, "gaps": 0, "duplicates": 3, "unclean_ends": [END], "reduced": [SHED]}
+    },
 }
 
 
@@ -208,7 +211,8 @@ def test_status_for_people(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     for text in (
         "eth0: captured 1,234, delivered 1,200, dropped by ring 30, in flight 4",
         "link: connected to collector c",
-        "limits: slice full, filter 'tcp', as configured",
+        "limits: reduced since 1970-01-01T00:00:01Z: why, filter 'tcp'",
+        "vm-1: reduced from 1970-01-01T00:00:01Z until 1970-01-01T00:00:03Z: a full copy costs more",
         "ring: 64 MB, 25% waits for the collector",
         "vm-1: received 1,000, written 990, gaps 0, duplicates 3",
         "vm-1: nothing is held from 2023-11-14T22:13:20.123Z until 2023-11-14T22:13:25.123Z",

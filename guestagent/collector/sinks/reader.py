@@ -3,10 +3,12 @@
 Every length is checked; a file that ends inside a block is whole up to there.
 """
 
+import json
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from struct import Struct
+from typing import Any
 
 from guestagent.collector.sinks import pcapng
 
@@ -132,6 +134,23 @@ def _note_mark(found: Recovered, data: Buffer, start: int, stop: int, base: int)
         written={row[0]: row[3] for row in rows},
     )
     return True
+
+
+def reports(data: Buffer) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """(run_id, REPORT) of every report block: counters, limits in force and why; a broken one is left out."""
+    for kind, start, stop in blocks(data):
+        text = start + pcapng.BLOCK_HEAD.size + pcapng.OURS_HEAD.size
+        if kind != pcapng.OURS or text > stop - 4:
+            continue
+        magic, run_id = pcapng.OURS_HEAD.unpack_from(data, start + pcapng.BLOCK_HEAD.size)
+        if magic != pcapng.REPORT_MAGIC:
+            continue
+        try:
+            value = json.loads(bytes(data[text : stop - 4]))
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            yield run_id, value
 
 
 def packets(data: Buffer) -> Iterator[tuple[int, int, int, memoryview]]:

@@ -1,0 +1,46 @@
+"""Control groups beside the budgets, on a tree of files as cgroup v2 lays it out."""
+
+from pathlib import Path
+
+import pytest
+
+from guestagent.backstops import NEEDED_BYTES, warnings
+
+
+def tree(where: Path, **files: str) -> tuple[Path, Path]:
+    """(root, /proc/self/cgroup) of a process in a/b, with these files in the group above it."""
+    root, own = where / "cgroup", where / "own"
+    (root / "a" / "b").mkdir(parents=True)
+    own.write_text("3:cpu:/elsewhere\n0::/a/b\n")
+    for name, text in files.items():
+        (root / "a" / name.replace("_", ".")).write_text(text)
+    return root, own
+
+
+@pytest.mark.parametrize(
+    "files, said",
+    [
+        ({}, []),
+        ({"cpu_max": "max 100000\n", "memory_max": "max\n"}, []),
+        ({"cpu_max": "100000 100000\n", "memory_max": f"{NEEDED_BYTES}\n"}, []),
+        ({"cpu_max": "5000 100000\n"}, ["CPUQuota"]),
+        ({"memory_max": f"{NEEDED_BYTES - 1}\n"}, ["MemoryMax"]),
+    ],
+)
+def test_a_limit_below_the_need_is_said(tmp_path: Path, files: dict[str, str], said: list[str]) -> None:
+    """A quota or a memory limit of any group above the process is compared with what the agent may need."""
+    found = warnings(0.1, *tree(tmp_path, **files))
+    assert len(found) == len(said)
+    assert all(word in text for word, text in zip(said, found, strict=True))
+
+
+def test_no_such_hierarchy_says_nothing(tmp_path: Path) -> None:
+    """Where the files can't be read there is nothing to warn of."""
+    assert warnings(1.0, tmp_path / "x", tmp_path / "y") == []
+
+
+def test_the_service_agrees_with_the_budgets() -> None:
+    """What packaging/systemd gives the process is enough for any budget of one thread."""
+    lines = Path("packaging/systemd/guestagent.service").read_text().splitlines()
+    assert {"Nice=10", "CPUQuota=100%", "MemoryMax=96M"} <= set(lines)
+    assert NEEDED_BYTES < 96 << 20
