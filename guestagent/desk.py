@@ -45,7 +45,8 @@ class Desk:
         self.swaps_ns: deque[int] = deque(maxlen=16)
         """When the capture filter was swapped, wall clock."""
         self.is_held = False
-        """While the loop detector looks, no new frame goes out."""
+        """While the loop detector looks, and at the end of the drain, no new frame goes out."""
+        self._was_capped = False
         self.gate = Gate(time.monotonic())
         """The caps on what leaves."""
         self.gate_opens_at = inf
@@ -199,9 +200,14 @@ class Desk:
         """Tell the collector of new facts."""
         self.window.add(Kind.INFO, partial(_info_frame, interface))
 
+    def last_call(self) -> None:
+        """No new frame goes out any more; what waits for a cap now will be lost to it."""
+        if not self.is_held:
+            self.is_held, self._was_capped = True, self.gate_opens_at < inf
+
     def abandon(self) -> None:
         """The run ends: what nobody acknowledged is lost on the link, or to the cap that it waited for."""
-        capped = self.gate_opens_at < inf
+        capped = self._was_capped or self.gate_opens_at < inf
         sent: list[Loan | None] = []
         waiting = [self._rest]
         for pending in self.window.abandon():

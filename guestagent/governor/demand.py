@@ -10,7 +10,8 @@ their original length, so sliced ones tell it, too. Sampling keeps or drops whol
 once, and the unseen ones are added to the rest. A record is weighed by the filter in force when it was captured: the
 agent says when it swapped, on the clock of the records. In a surge only what was seen since the last tick counts: a
 flood mustn't be shared out among those who were there before. A flow is told apart from the rest once four records of
-it were looked at, as fewer are chance, or while the filter names it.
+it were looked at, as fewer are chance, in two blocks: a train of packets fills a look, and its flow may be gone before
+any filter could name it. A flow that the filter names stays told apart.
 
 *Volume* is what the kernel captured since the last tick, divided by the part of the composition that the filter keeps.
 Both halves scale together, so an error in the sampled part cancels at the operating point. It is at least what the
@@ -37,8 +38,8 @@ OWN_SEGMENT_BYTES = 1448.0
 """Of our stream, on Ethernet; where counters count super-packets this leaves out too much, which is harmless."""
 MOST_FLOWS = 48
 """Remembered one by one from tick to tick; all others are the rest. Three times what a filter can name."""
-LEAST_LOOKS = 4.0
-"""Decaying count of a flow's records in peeks, below which it is one of the rest."""
+LEAST_LOOKS, LEAST_PEEKS = 4.0, 1.5
+"""Decaying counts of a flow's records in peeks, and of these peeks, below which it is one of the rest."""
 SURGE, SURGE_SECONDS = 2.0, 0.1
 """So many times what was expected is a surge, and the memory is short for so long after it."""
 LEAST_SURGE_LOOKS = 16
@@ -116,8 +117,8 @@ class DemandEstimator:
         self._base = base
         self._regimes = [_Regime(0, base, 0.0)]
         self._flows: dict[int, list[float]] = {}
-        """Decaying sums of demand: the fields of Rates, and how many records were looked at."""
-        self._total = [0.0] * 5
+        """Decaying sums of demand: the fields of Rates, how many records were looked at, and in how many peeks."""
+        self._total = [0.0] * 4
         self._pending_records = 0
         self._elapsed = 0.0
         """Seconds of which they are the sum, decaying like them."""
@@ -144,16 +145,20 @@ class DemandEstimator:
         regimes = iter(self._regimes)
         regime = next(regimes)
         upcoming = next(regimes, None)
+        met = set()
         for time_ns, flow, captured, original, outgoing in samples:
             while upcoming is not None and time_ns >= upcoming.since_ns:
                 regime, upcoming = upcoming, next(regimes, None)
             entry = regime.seen.get(flow)
             if entry is None:
-                entry = regime.seen[flow] = [0.0] * 5
+                entry = regime.seen[flow] = [0.0] * 6
             entry[outgoing] += weight
             entry[2] += weight * original
             entry[3] += weight * captured
             entry[4] += 1
+            if flow not in met:
+                met.add(flow)
+                entry[5] += 1
 
     def applied(self, now: float, wall_ns: int, limits: Limits) -> None:
         """This filter is in force, since `wall_ns` on the clock of the records."""
@@ -182,7 +187,7 @@ class DemandEstimator:
         known = [
             (flow, entry)
             for flow, entry in self._flows.items()
-            if flow != NO_FLOW and (entry[4] >= LEAST_LOOKS or flow in limits.heavy)
+            if flow != NO_FLOW and (flow in limits.heavy or (entry[4] >= LEAST_LOOKS and entry[5] >= LEAST_PEEKS))
         ]
         flows = tuple((flow, Rates(*entry[:4]).scaled(scale)) for flow, entry in known)
         whole = Rates(*self._total[:4])
@@ -207,11 +212,12 @@ class DemandEstimator:
                 # A heavy flow's packets are thinned, so each stands for many. Of others whole flows are left out.
                 of_flow = 1 / max(limits.heavy_fraction, LEAST_PART) if flow in heavy else 1.0
                 of_total = of_flow if flow in heavy else self._base.sample / max(limits.sample, LEAST_PART)
-                mine = flows.setdefault(flow, [0.0] * 5)
+                mine = flows.setdefault(flow, [0.0] * 6)
                 for i, part in enumerate(entry[:4]):
                     mine[i] += part * of_flow
                     self._total[i] += part * of_total
                 mine[4] += entry[4]
+                mine[5] += entry[5]
             regime.seen = {}
         self._flows = dict(nlargest(MOST_FLOWS, flows.items(), key=_weight))
 

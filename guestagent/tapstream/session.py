@@ -83,6 +83,11 @@ class SendWindow:
         """Frames that this connection has not been given."""
         return len(self._frames) - self._sent
 
+    @property
+    def in_flight(self) -> int:
+        """Frames that this connection was given and nobody has acknowledged."""
+        return self._sent
+
     def acknowledge(self, sequence: int) -> list[Pending]:
         """Drop every frame up to `sequence` from the window and return them, oldest first."""
         settled = []
