@@ -53,4 +53,4 @@ def test_nothing_oscillates_under_constant_load(rig: Rig, lab: Lab, cap: tuple[s
     fractions = [one.limits["sample"] for one in found]
     assert not found[0].is_whole
     assert changes(found) == 0
-    assert all(abs(one - mean(fractions)) <= STEADY * mean(fractions) for one in fractions)
+    assert all(abs(one - mean(fractions)) <= STEADY * mean(fractions) for one in fractions), fractions
