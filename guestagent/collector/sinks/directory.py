@@ -171,6 +171,7 @@ class _FileTrack(Track):
             self._opened_at, self._written, self._indexes = now, {}, {}
             for facts in self._facts.values():
                 self.interface(facts)
+            self.remark(self._remark, lasts=True)
             self.mark(*self._last_mark)
             self.output.flush()
             self._pages.enforce_retention()
