@@ -23,6 +23,7 @@ from tests.lab.rig import COLLECTOR, PORT, Rig, assert_ledger_closes, frames_of,
 
 MB = 1 << 20
 NOBODY = 65534
+NICE_FIELD, POLICY_FIELD = 16, 38
 GUESTAGENT = [sys.executable, "-m", "guestagent"]
 VERBS = {
     "run": ["run", "-i", "eth0", "--to", "dir:captures", "--duration", "0.1"],
@@ -223,5 +224,23 @@ def test_a_collector_with_few_files_takes_fewer_agents(rig: Rig, pair: tuple[Hos
 
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = stat_fields(pid)
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def stat_fields(pid: int) -> list[str]:
+    """/proc/PID/stat behind the name, from its third field on (proc(5))."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+@pytest.mark.parametrize("given, kept", [(0, 10), (5, 10), (15, 15)])
+def test_the_application_goes_first(pair: tuple[Host, Host], tmp_path: Path, given: int, kept: int) -> None:
+    """The agent is at nice 10 and SCHED_OTHER by /proc/PID/stat; a higher niceness that it was started with stays."""
+    environment = {**os.environ, "RUNTIME_DIRECTORY": str(tmp_path / "run")}
+    command = ["nice", "-n", str(given), *GUESTAGENT, "run", "-i", "eth0", "--to", "dir:captures"]
+    process = pair[0].popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    wait_for(lambda: list(tmp_path.glob("captures/*/*.pcapng")), "the capture file")
+    fields = stat_fields(process.pid)
+    assert (int(fields[NICE_FIELD]), int(fields[POLICY_FIELD])) == (kept, os.SCHED_OTHER)
+    process.terminate()
+    assert process.wait(5) == 0
