@@ -14,6 +14,7 @@ from guestagent.config import RunConfig
 from guestagent.errors import ConfigError, GuestagentError
 from guestagent.governor.limits import DEFAULT_CPU_PERCENT, OWN_CORES
 from guestagent.observe import reports
+from guestagent.rlimits import refuse_small
 from guestagent.route import refuse_tunnel_loop
 from guestagent.start import wish_of
 
@@ -78,6 +79,11 @@ def _route(config: RunConfig) -> str:
     return "copies do not come back into the capture"
 
 
+def _limits(config: RunConfig) -> str:
+    refuse_small(writes_captures=config.to[0].scheme == "dir")
+    return "files, address space and file size are enough"
+
+
 def _files(config: RunConfig) -> str:
     reports.check_writable(config.report)
     endpoint = config.to[0]
@@ -90,6 +96,7 @@ def _files(config: RunConfig) -> str:
 
 
 _STEPS: dict[str, Callable[[RunConfig], str]] = {
+    "limits": _limits,
     "files": _files,
     "route": _route,
     "capture": _capture,

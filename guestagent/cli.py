@@ -1,6 +1,7 @@
 """The `guestagent` command: a table of verbs. Each verb imports its rooms inside, so `--help` costs nothing."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -8,7 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from guestagent import __version__
-from guestagent.errors import ConfigError, GuestagentError
+from guestagent.errors import ConfigError, GuestagentError, HostError
 
 Flags = dict[str, Any]
 
@@ -168,6 +169,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+_SHORT_OF = {
+    errno.EMFILE: "this process may open no more files: raise its limit (ulimit -n, LimitNOFILE)",
+    errno.ENFILE: "this host may open no more files: close some or raise fs.file-max",
+    errno.ENOMEM: "memory ran out: free some, or raise the limit of this process (ulimit -v, LimitAS)",
+}
+
+
+def _shortage(error: Exception) -> str:
+    """What this host ran out of, empty where that is not what happened; the loader tells it in words alone."""
+    if isinstance(error, MemoryError) or (isinstance(error, ImportError) and "failed to map" in str(error)):
+        return _SHORT_OF[errno.ENOMEM]
+    return _SHORT_OF.get(error.errno or 0, "") if isinstance(error, OSError) else ""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; every failure is one sentence on standard error and an exit code."""
     try:
@@ -182,6 +197,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except Exception as error:
+        if shortage := _shortage(error):
+            sys.stderr.write(f"guestagent: {shortage}\n")
+            return HostError.exit_code
         if os.environ.get("GUESTAGENT_TRACEBACK"):
             raise
         sys.stderr.write(

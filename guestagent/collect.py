@@ -16,6 +16,7 @@ from guestagent.loop import READABLE, Loop
 from guestagent.observe import reports
 from guestagent.observe.status import StatusSocket
 from guestagent.observe.words import LiveLine
+from guestagent.rlimits import refuse_small
 
 log = logging.getLogger("guestagent.collector")
 
@@ -34,6 +35,7 @@ class Collector:
     def run(self) -> int:
         """Open everything, loop, close, report. Raises GuestagentError where it can't begin."""
         config = self._config
+        refuse_small(writes_captures=config.write != "-")
         reports.check_writable(config.report)
         rotation = Rotation(config.rotate_bytes, config.rotate_seconds, config.retain_bytes)
         sink = open_sink(config.write, rotation, fsync=config.fsync, stdout=_private_stdout)

@@ -5,6 +5,7 @@ import os
 from guestagent.capture.engine import Capture, Wish, open_capture
 from guestagent.config import RunConfig
 from guestagent.observe.reports import check_writable
+from guestagent.rlimits import refuse_small
 from guestagent.route import refuse_tunnel_loop
 
 SEED_BYTES = 4
@@ -15,6 +16,7 @@ NICENESS = 10
 
 def begin(config: RunConfig) -> Capture:
     """Refuse what can be refused beforehand, then capture. Raises ConfigError, HostError."""
+    refuse_small(writes_captures=config.to[0].scheme == "dir")
     check_writable(config.report)
     refuse_tunnel_loop(config.to[0], config.interface)
     os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))

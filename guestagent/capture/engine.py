@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 from guestagent.capture.bpf import Instruction, compose
 from guestagent.capture.interfaces import ARPHRD_LOOPBACK, Link, describe, select
@@ -11,6 +12,7 @@ from guestagent.capture.ring import BLOCK_BYTES, FEWEST_BLOCKS, Ring
 from guestagent.capture.source import Source
 from guestagent.errors import ConfigError, HostError, PrivilegeError
 from guestagent.model import Exclusion, Selection
+from guestagent.rlimits import address_room_bytes
 
 log = logging.getLogger("guestagent.capture")
 
@@ -77,25 +79,29 @@ def renewed(capture: Capture, wish: Wish) -> Capture:
     return replace(capture, filters=filters, wish=kept)
 
 
-def ring_blocks(wanted_bytes: int, interfaces: int, available_bytes: int) -> int:
-    """Blocks of each interface's ring. Raises ConfigError where what was asked for is more than the VM can give."""
-    most = int(available_bytes * MOST_MEMORY_FRACTION) // interfaces
+def ring_blocks(wanted_bytes: int, interfaces: int, available_bytes: int, address_bytes: float = inf) -> int:
+    """Blocks of each interface's ring, out of the memory that is free and the address space that may be mapped.
+
+    Raises HostError where there is no room for the least, ConfigError where more was asked for than there is.
+    """
+    room_bytes, name = min(
+        (available_bytes * MOST_MEMORY_FRACTION, f"{MOST_MEMORY_FRACTION:.0%} of the free memory"),
+        (address_bytes, "what RLIMIT_AS leaves"),
+    )
+    least, most = FEWEST_BLOCKS * BLOCK_BYTES, int(max(room_bytes, 0)) // interfaces
+    if most < least:
+        raise HostError(
+            f"{name}, {max(room_bytes, 0) / 1e6:.1f} MB, leaves no room for a ring of {least / 1e6:.1f} MB on each of "
+            f"{interfaces} interfaces: free some memory, raise the limit or tap fewer interfaces"
+        )
     if wanted_bytes > most:
         raise ConfigError(
-            f"a ring of {wanted_bytes / 1e6:.0f} MB on each of {interfaces} interfaces is over "
-            f"{MOST_MEMORY_FRACTION:.0%} of the {available_bytes / 1e6:.0f} MB of free memory: "
-            f"ask for at most {most / 1e6:.0f} MB with --ring"
+            f"a ring of {wanted_bytes / 1e6:.0f} MB on each of {interfaces} interfaces is over {name}: "
+            f"ask for at most {most / 1e6:.1f} MB with --ring"
         )
-    blocks = (wanted_bytes or min(DEFAULT_RING_BYTES, most)) // BLOCK_BYTES
-    if blocks < FEWEST_BLOCKS:
-        least = FEWEST_BLOCKS * BLOCK_BYTES / 1e6
-        if wanted_bytes:
-            raise ConfigError(f"--ring: {wanted_bytes / 1e6:.1f} MB is too small: ask for at least {least:.1f} MB")
-        raise ConfigError(
-            f"{available_bytes / 1e6:.0f} MB of free memory leave no room for a ring of {least:.1f} MB on each of "
-            f"{interfaces} interfaces: free some memory or tap fewer interfaces"
-        )
-    return blocks
+    if 0 < wanted_bytes < least:
+        raise ConfigError(f"--ring: {wanted_bytes / 1e6:.1f} MB is too small: ask for at least {least / 1e6:.1f} MB")
+    return (wanted_bytes or min(DEFAULT_RING_BYTES, most)) // BLOCK_BYTES
 
 
 def open_capture(wish: Wish, exclusions: Sequence[Exclusion] = ()) -> Capture:
@@ -106,7 +112,7 @@ def open_capture(wish: Wish, exclusions: Sequence[Exclusion] = ()) -> Capture:
     filters = _compile(wish.filter_expression, links)
     capture = Capture([], filters, dict(enumerate(links)), wish, wish.engine, "asked for")
     programs = {at: capture.program(at, exclusions) for at in filters}
-    blocks = ring_blocks(wish.ring_bytes, len(links), psutil.virtual_memory().available)
+    blocks = ring_blocks(wish.ring_bytes, len(links), psutil.virtual_memory().available, address_room_bytes())
     if wish.engine != "portable":
         try:
             return _with_rings(capture, programs, blocks)

@@ -1,7 +1,6 @@
 """One connection of the collector, and the listeners it comes from."""
 
 import logging
-import resource
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,7 +15,6 @@ from guestagent.tapstream.lease import encode_lease
 log = logging.getLogger("guestagent.collector")
 
 _LISTEN_BACKLOG = 512
-_ENOUGH_FILES = 65_536
 
 
 class Connection:
@@ -88,12 +86,3 @@ def accept(listener: socket.socket, now: float) -> Connection | None:
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return Connection(sock, f"{address[0]}:{address[1]}", now)
-
-
-def raise_file_limit() -> int:
-    """Take all the descriptors that this process may have; how many that is."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most == resource.RLIM_INFINITY:
-        most = _ENOUGH_FILES
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    return most

@@ -3,38 +3,58 @@
 What a report says is the peer's word: a value of the wrong type counts as full, text is made printable and short.
 """
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
 MOST_INTERVALS = 100
 """The latest are kept of each run; `dropped` counts the others."""
 MOST_REASON_LENGTH = 300
+_FULL = "whole again, as asked for"
 
 
 class Fidelity:
     """Told of each REPORT of a run; `intervals` are rows of the report, until_ns 0 while open."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_known: bool = True) -> None:
         self.intervals: list[dict[str, Any]] = []
         self.dropped = 0
+        self._remarked = _FULL if is_known else ""
+        """After a restart nobody knows what the file said last, so it is said again."""
 
-    def reported(self, report: Mapping[str, Any], wall_ns: int) -> None:
-        """One more REPORT, which came at `wall_ns`; its own clock is preferred. Looks of a probe change nothing."""
+    @property
+    def is_reduced(self) -> bool:
+        """Is less kept now than was asked for?"""
+        return bool(self.intervals) and not self.intervals[-1]["until_ns"]
+
+    def reported(self, report: Mapping[str, Any], wall_ns: int) -> str:
+        """One more REPORT, which came at `wall_ns`; its own clock is preferred. Looks of a probe change nothing.
+
+        A remark for the capture where other limits came into force, else an empty text.
+        """
         limits, clock = report.get("limits"), report.get("clock")
         if not isinstance(limits, dict) or limits.get("probe") is True:
-            return
+            return ""
         now_ns = _time_ns(clock.get("realtime_ns") if isinstance(clock, dict) else None) or wall_ns
-        is_open = bool(self.intervals) and not self.intervals[-1]["until_ns"]
         if limits.get("reduced") is not True:
             self.ended(now_ns)
-            return
+            return self._remark(_FULL, limits, now_ns)
         row = _row(limits, now_ns)
-        if is_open:
+        if self.is_reduced:
             self.intervals[-1].update(_worse(self.intervals[-1], row))
-            return
-        self.intervals.append(row)
-        self.dropped += max(0, len(self.intervals) - MOST_INTERVALS)
-        del self.intervals[:-MOST_INTERVALS]
+        else:
+            self.intervals.append(row)
+            self.dropped += max(0, len(self.intervals) - MOST_INTERVALS)
+            del self.intervals[:-MOST_INTERVALS]
+        return self._remark(_kept(row), limits, now_ns)
+
+    def _remark(self, kept: str, limits: Mapping[str, Any], now_ns: int) -> str:
+        if kept == self._remarked:
+            return ""
+        self._remarked = kept
+        reason = limits.get("reason")
+        because = f"; {printable(reason)}" if isinstance(reason, str) and kept != _FULL else ""
+        return f"guestagent: since {utc(_time_ns(limits.get('applied_ns')) or now_ns)} {kept}{because}"
 
     def ended(self, now_ns: int) -> None:
         """Full again, or the run is over."""
@@ -57,6 +77,16 @@ def _row(limits: Mapping[str, Any], now_ns: int) -> dict[str, Any]:
     }
 
 
+def _kept(row: Mapping[str, Any]) -> str:
+    """What a row's limits keep, every one of them named."""
+    if row["paused"]:
+        return "paused but for a look each second"
+    return (
+        f"slice {row['slice']}, {row['sample']:.1%} of the flows, {row['heavy_flows']} heavy flows cut to headers "
+        f"and to {row['heavy_fraction']:.1%} of their packets"
+    )
+
+
 def _worse(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """The least that was kept in one interval; the reason is that of its beginning."""
     return {
@@ -72,6 +102,12 @@ def printable(text: str) -> str:
     """Short, and without control characters."""
     short = text[:MOST_REASON_LENGTH]
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in short)
+
+
+def utc(time_ns: int) -> str:
+    """A wall-clock time in ISO 8601, to the millisecond."""
+    seconds, rest = divmod(time_ns, 1_000_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest // 1_000_000:03d}Z"
 
 
 def _time_ns(value: Any) -> int:

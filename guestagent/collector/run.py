@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from guestagent.capture.block import MalformedBlock
-from guestagent.collector.fidelity import Fidelity
+from guestagent.collector.fidelity import Fidelity, utc
 from guestagent.collector.leases import Member
 from guestagent.collector.sinks.track import Resume, Track
 from guestagent.model import Interface
@@ -22,7 +22,7 @@ class Run:
     def __init__(self, hello: AgentHello, track: Track, resume: Resume | None) -> None:
         self.hello = hello
         self.member = Member(hello)
-        self.fidelity = Fidelity()
+        self.fidelity = Fidelity(is_known=resume is None)
         self.track = track
         self.known_before = resume is not None
         self.place = ReceiveState(hello.first_sequence - 1)
@@ -86,11 +86,13 @@ class Run:
     def _take_report(self, frame: Frame, now: float) -> None:
         report = decode_json(frame)
         self.member.reported(report, now)
-        self.fidelity.reported(report, time.time_ns())
+        remark = self.fidelity.reported(report, time.time_ns())
         try:
             self.track.report(report)
         except RecursionError:  # what json can just decode it can't always encode
             raise ProtocolError("a REPORT frame that is nested too deep") from None
+        if remark:
+            self.track.remark(remark, lasts=self.fidelity.is_reduced)
 
     def _take_info(self, frame: Frame, now: float) -> None:
         self._describe(decode_interface(decode_json(frame).get("interface")))
@@ -135,9 +137,3 @@ class Run:
             "gap_until": utc(next_ns),
             "until_ns": next_ns,
         }
-
-
-def utc(time_ns: int) -> str:
-    """A wall-clock time in ISO 8601, to the millisecond."""
-    seconds, rest = divmod(time_ns, 1_000_000_000)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest // 1_000_000:03d}Z"

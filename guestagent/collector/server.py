@@ -9,11 +9,12 @@ import socket
 from typing import Any
 
 from guestagent.capture.block import LAYOUTS, MalformedBlock
-from guestagent.collector.connection import Connection, Lessor, accept, open_listener, raise_file_limit
+from guestagent.collector.connection import Connection, Lessor, accept, open_listener
 from guestagent.collector.registry import Agent, Registry
 from guestagent.collector.run import Run
 from guestagent.errors import GuestagentError
 from guestagent.loop import READABLE, WRITABLE, Loop
+from guestagent.rlimits import LEAST_FILES, raise_file_limit
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Frame, Kind, ProtocolError
 from guestagent.tapstream.hello import decode_agent_hello, encode_collector_hello
@@ -45,7 +46,7 @@ class Server:
         self._loop, self._registry = loop, registry
         self._listeners: list[socket.socket] = []
         self.connections: dict[int, Connection] = {}
-        self._most_connections = min(MOST_CONNECTIONS, raise_file_limit() // FILES_PER_CONNECTION)
+        self._most_connections = min(MOST_CONNECTIONS, (raise_file_limit() - LEAST_FILES) // FILES_PER_CONNECTION)
         self._leases = Lessor()
         self.refused = 0
         """Connections closed before or for what they sent."""
@@ -87,8 +88,8 @@ class Server:
         """A turn that no peer can get more out of than its own end."""
         try:
             is_open = self._turn(connection, now)
-        except (ProtocolError, MalformedBlock) as error:
-            self._refuse(connection, str(error))
+        except (ProtocolError, MalformedBlock, MemoryError) as error:
+            self._refuse(connection, str(error) or "the collector is out of memory")
             return
         except GuestagentError as error:
             self._refuse(connection, str(error))

@@ -48,7 +48,11 @@ class Resolver:
             return False
         if not self._busy:
             self._busy = True
-            threading.Thread(target=self._ask, name="resolve", daemon=True).start()
+            try:
+                threading.Thread(target=self._ask, name="resolve", daemon=True).start()
+            except RuntimeError as failure:  # RLIMIT_NPROC or memory; the back-off tries again
+                self.error = str(failure)
+                os.eventfd_write(self._event, 1)
         return True
 
     def _ask(self) -> None:

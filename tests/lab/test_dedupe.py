@@ -75,6 +75,7 @@ def test_no_packet_is_missed_when_one_end_fails(
         failing.kill()
     else:
         flood = other.start(udp_send, "10.9.0.1", 9500, 1_500_000, 60_000, 1000)
+        wait_for(lambda: failing.status()["limits"]["reduced"], "the agent to shed")
     time.sleep(SECONDS_WITHOUT)
     talk(one, other, 0)
     if fault == "stopped":

@@ -38,4 +38,5 @@ def test_a_reload_under_load_loses_no_record(rig: Rig, pair: tuple[Host, Host]) 
     whole, cut = udp_copies(rig.frames(), 9000, SIZE)
     assert cut, "the slice was in force"
     assert len(whole) == len(set(whole))
+    assert len(cut) == len({frame.time_ns for frame in cut}), "a copy was written twice"
     assert len(whole) + len(cut) == COUNT

@@ -25,10 +25,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "loop": WORDS,
     "identity": WORDS,
     "backstops": WORDS,
-    "capture": WORDS,
+    "rlimits": WORDS,
+    "capture": WORDS | {"rlimits"},
     "links": WORDS | {"loop", "tapstream", "encap"},
     # Of capture the collector knows the layout of a record alone.
-    "collector": WORDS | {"loop", "tapstream", "encap", "links", "capture.block"},
+    "collector": WORDS | {"loop", "tapstream", "encap", "links", "capture.block", "rlimits"},
     "observe": WORDS | {"loop"},
     "mirror": WORDS | {"config"},
     # The lab starts the command as a user would, in a process of its own.
@@ -42,10 +43,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": EVERYTHING,
     "demo": EVERYTHING,
     "__main__": EVERYTHING,
-    "start": WORDS | {"capture", "config", "observe", "route"},
+    "start": WORDS | {"capture", "config", "observe", "rlimits", "route"},
     "route": WORDS | {"capture", "links", "values"},
     # The collector's desk: it runs on another machine and knows nothing of agent, capture or governor.
-    "collect": WORDS | {"collector", "config", "identity", "links", "loop", "observe", "tapstream"},
+    "collect": WORDS | {"collector", "config", "identity", "links", "loop", "observe", "rlimits", "tapstream"},
 }
 """Room or top-level module: what it may import of guestagent, beside itself and `guestagent.__version__`."""
 

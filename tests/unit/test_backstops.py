@@ -1,10 +1,14 @@
 """Control groups beside the budgets, on a tree of files as cgroup v2 lays it out."""
 
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 
 from guestagent.backstops import NEEDED_BYTES, warnings
+from guestagent.governor.limits import OWN_CORES
+from guestagent.start import NICENESS
+from tests.repo.source import ROOT
 
 
 def tree(where: Path, **files: str) -> tuple[Path, Path]:
@@ -39,8 +43,16 @@ def test_no_such_hierarchy_says_nothing(tmp_path: Path) -> None:
     assert warnings(1.0, tmp_path / "x", tmp_path / "y") == []
 
 
-def test_the_service_agrees_with_the_budgets() -> None:
-    """What packaging/systemd gives the process is enough for any budget of one thread."""
-    lines = Path("packaging/systemd/guestagent.service").read_text().splitlines()
-    assert {"Nice=10", "CPUQuota=100%", "MemoryMax=96M"} <= set(lines)
-    assert NEEDED_BYTES < 96 << 20
+def test_the_service_agrees_with_the_budgets(tmp_path: Path) -> None:
+    """What packaging/systemd gives the process draws no warning for any budget of its one thread, and bounds it."""
+    unit = ConfigParser(interpolation=None, strict=False)
+    unit.read(ROOT / "packaging/systemd/guestagent.service")
+    service = unit["Service"]
+    quota_percent = int(service["CPUQuota"].removesuffix("%"))
+    memory_bytes = int(service["MemoryMax"].removesuffix("M")) << 20
+
+    given = tree(tmp_path, cpu_max=f"{quota_percent * 1000} 100000\n", memory_max=f"{memory_bytes}\n")
+    assert warnings(OWN_CORES, *given) == []
+    assert OWN_CORES <= quota_percent / 100 <= 1
+    assert NEEDED_BYTES <= memory_bytes <= 4 * NEEDED_BYTES
+    assert int(service["Nice"]) == NICENESS

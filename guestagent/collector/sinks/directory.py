@@ -3,13 +3,15 @@
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 
 from guestagent.collector.sinks import reader
 from guestagent.collector.sinks.output import Output, lock, make_directory, open_file
 from guestagent.collector.sinks.track import Described, Resume, Track, recover_file, resume_of, section_of
 from guestagent.errors import ConfigError
+from guestagent.rlimits import largest_file_bytes
 from guestagent.tapstream.hello import AgentHello
 
 log = logging.getLogger("guestagent.collector")
@@ -31,7 +33,7 @@ class DirectorySink:
     """PATH/AGENT/START-N.pcapng: a file per agent and run, complete under its final name from the first byte."""
 
     def __init__(self, root: Path, rotation: Rotation, *, fsync: bool = False) -> None:
-        self._root, self._rotation, self._fsync = root, rotation, fsync
+        self._root, self._rotation, self._fsync = root, _within_limit(rotation, largest_file_bytes()), fsync
         make_directory(root)
         self._lock = lock(root / ".guestagent.lock")
         self._tracks: list[_FileTrack] = []
@@ -74,6 +76,13 @@ class DirectorySink:
         for track in self._tracks:
             track.close()
         os.close(self._lock)
+
+
+def _within_limit(rotation: Rotation, largest_bytes: float) -> Rotation:
+    """The same, with files that stay clear of what this process may write."""
+    if largest_bytes == inf:
+        return rotation
+    return replace(rotation, rotate_bytes=int(min(rotation.rotate_bytes or inf, largest_bytes / 2)))
 
 
 def _age(path: Path) -> tuple[int, int, str]:
@@ -162,6 +171,7 @@ class _FileTrack(Track):
             self._opened_at, self._written, self._indexes = now, {}, {}
             for facts in self._facts.values():
                 self.interface(facts)
+            self.remark(self._remark, lasts=True)
             self.mark(*self._last_mark)
             self.output.flush()
             self._pages.enforce_retention()

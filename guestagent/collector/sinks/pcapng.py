@@ -54,6 +54,8 @@ _UNKNOWN_SECTION_LENGTH = 0xFFFFFFFFFFFFFFFF
 _PACKET_HEAD = Struct("<IIIIIII")
 _PACKET_FIXED_BYTES = _PACKET_HEAD.size + 12 + 4
 """Head, the flags option with its end, the trailing length."""
+_OPTIONS_END_BYTES = 4 + 4
+"""The end of the options, the trailing length."""
 _LENGTH = Struct("<I")
 _MOST_LENGTH = 0xFFFFFFFF
 _VLAN_TAG = Struct(">HH")
@@ -131,6 +133,19 @@ def report(run_id: bytes, value: dict[str, Any]) -> bytes:
     """An agent's REPORT, for readers of ours; spaces pad the JSON."""
     text = json.dumps(value, separators=(",", ":")).encode()
     return block(OURS, OURS_HEAD.pack(REPORT_MAGIC, run_id) + text + b" " * (-len(text) & 3))
+
+
+def commented(packets: bytes, comment: str) -> bytes:
+    """The same packet blocks, with a comment on the first packet that any reader shows; one at least.
+
+    Comments on statistics, or on an interface in mid-file, are shown neither by tshark nor by capinfos (4.0).
+    """
+    kind, total = BLOCK_HEAD.unpack_from(packets)
+    option = _option(OPTION_COMMENT, comment.encode())
+    end = total - _OPTIONS_END_BYTES
+    longer = total + len(option)
+    first = BLOCK_HEAD.pack(kind, longer) + packets[BLOCK_HEAD.size : end] + option
+    return first + _option(OPTION_END, b"") + _LENGTH.pack(longer) + packets[total:]
 
 
 class PacketEncoder:

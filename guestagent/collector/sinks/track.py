@@ -51,6 +51,10 @@ class Track:
         self._written = dict(place.written) if place else {}
         self._encoder = pcapng.PacketEncoder(has_virtio=hello.layout == LAYOUT_VIRTIO)
         self._last_report: dict[str, Any] = {}
+        self._remark = ""
+        """What limits the copy, for readers that know nothing of ours; empty while nothing does."""
+        self._unsaid: dict[int, str] = {}
+        """Remarks by interface that wait for its next packet."""
         self._last_mark: tuple[int, dict[int, int]] = (place.sequence, place.stale) if place else (0, {})
         for facts in hello.interfaces:
             self.interface(facts)
@@ -76,6 +80,8 @@ class Track:
         """Queue a run of records; (packets, stale records). Raises MalformedBlock, and nothing was queued."""
         index = self._indexes[interface_id]
         data, packets, stale = self._encoder.encode(records, count, index)
+        if self._unsaid and packets and (remark := self._unsaid.pop(interface_id, "")):
+            data = pcapng.commented(data, remark)
         self.output.write(data)
         self._written[interface_id] = self._written.get(interface_id, 0) + packets
         return packets, stale
@@ -84,6 +90,11 @@ class Track:
         """Queue an agent's REPORT and keep it for the statistics at the end."""
         self.output.write(pcapng.report(self.run_id, value))
         self._last_report = value
+
+    def remark(self, text: str, *, lasts: bool) -> None:
+        """Say it with the next packet of each interface; what lasts is said again in each following file."""
+        self._remark = text if lasts else ""
+        self._unsaid = dict.fromkeys(self._facts, text)
 
     def mark(self, sequence: int, stale: dict[int, int]) -> None:
         """Queue the mark that closes a frame."""
@@ -100,7 +111,8 @@ class Track:
             numbers = {key: value for key, value in pairs if type(value) is int and 0 <= value < 1 << 63}
             index = self._indexes[identifier]
             written = self._written.get(identifier, 0)
-            self.output.write(pcapng.statistics(index, time.time_ns(), numbers, written, comment))
+            said = "; ".join(filter(None, (comment, self._unsaid.get(identifier))))
+            self.output.write(pcapng.statistics(index, time.time_ns(), numbers, written, said))
 
     @property
     def checksums(self) -> tuple[int, int]:
