@@ -12,9 +12,9 @@ balancers and sensors lose them.
     drop      The frame is left out.
 
 The default is `split`: intrusion detection, file extraction and TLS fingerprints all read TCP streams, and after a gap
-in each segment they read nothing; the price is one packet more in thirty. What it changes should be known: the
-segments were so on no wire, the IPv4 identifications in between are counted on, and a checksum that was wrong is right
-in the pieces.
+in each segment they read nothing. The price, for VXLAN in a network of 1,500 bytes: a super-packet becomes 47 frames
+instead of 45, a full segment that comes by itself becomes two. What it changes should be known: the segments were so
+on no wire, the IPv4 identifications in between are counted on, and a wrong checksum is right in the pieces.
 """
 
 from guestagent.encap.segment import Segmenter, Virtio

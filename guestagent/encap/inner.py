@@ -40,6 +40,12 @@ class Network(NamedTuple):
     end: int
     protocol: int
 
+    def stop(self, frame: memoryview) -> int:
+        """Where the packet ends by its own length field (RFC 791, section 3.1; RFC 8200, section 3)."""
+        length_at, counted_from = (2, 0) if self.version == 4 else (4, 40)
+        length: int = _U16(frame, self.at + length_at)[0]
+        return self.at + counted_from + length
+
 
 class Tunnel(NamedTuple):
     """What is around the IP header that is nearest to the payload."""

@@ -133,7 +133,9 @@ class Segmenter:
         """The pieces of a TCP segment that does not fit; None, and nothing counted, where it can't be split."""
         flags, _, _, _, csum_start, _ = virtio
         layers = locate(frame, TCP, (4, 6), csum_start if flags & _NEEDS_CSUM else None)
-        if not layers or int.from_bytes(frame[layers.network.end + 13 :][:1], "big") & _ONCE_ONLY:
+        if not layers or layers.network.stop(frame) != original_bytes:  # a trailer is no payload
+            return None
+        if int.from_bytes(frame[layers.network.end + 13 :][:1], "big") & _ONCE_ONLY:
             return None
         result = cut(frame, original_bytes, layers, NO_LIMIT, tag=tag_bytes, most_frame_bytes=most_frame_bytes)
         return self._counted(result) if result and result.is_split else None
