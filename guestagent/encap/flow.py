@@ -28,12 +28,15 @@ _ICMP, _ICMPV6 = 1, 58
 _ICMP_ERRORS, _ICMPV6_INFORMATION = (3, 4, 5, 11, 12), 128
 """RFC 792: unreachable, quench, redirect, exceeded, parameter; of ICMPv6 errors are below (RFC 4443, section 2.1)."""
 _QUOTE_AT = 8
-_EXTENSIONS = (0, 43, 60, 135, 139, 140)
-"""Of IPv6, of which the second byte is the length: options, routing, mobility, HIP, shim6 (RFC 6564)."""
-_MOST_EXTENSIONS = 8
+_FRAGMENT, _AUTHENTICATION = 44, 51
+"""The first is the protocol of all fragments here, whatever they carry: not each of them tells."""
+_EXTENSIONS = (0, 43, _FRAGMENT, _AUTHENTICATION, 60, 135, 139, 140)
+"""Of IPv6: options, routing, mobility, HIP, shim6 (RFC 7045, section 4)."""
+_MOST_EXTENSIONS = 6
+"""As deep as the `headers` slice of the capture filter goes."""
 _VLAN_TAGS = (0x8100, 0x88A8)
 _ETHERTYPE_AT, _MOST_TAGS = 12, 2
-_MORE_OR_OFFSET = 0x3FFF
+_MORE_OR_OFFSET, _IPV6_MORE_OR_OFFSET = 0x3FFF, 0xFFF9
 
 _KEY4 = Struct("3s5x2sxB2x12s").unpack_from
 """From the EtherType on, IPv4: that and the first byte, fragment field, protocol, addresses and ports."""
@@ -136,7 +139,7 @@ def _ipv4(frame: bytes | memoryview, at: int, may_quote: bool = True) -> int | N
         return None
     source, destination = bytes(frame[at + 12 : at + 16]), bytes(frame[at + 16 : stop])
     if _U16(frame, at + 6)[0] & _MORE_OR_OFFSET:
-        return _combine(source, destination, protocol)
+        return _combine(source, destination, _FRAGMENT)
     if may_quote and protocol == _ICMP and frame[end] in _ICMP_ERRORS:
         return _ipv4(frame, end + _QUOTE_AT, may_quote=False)
     return _upper(frame, end, source, destination, protocol)
@@ -151,7 +154,12 @@ def _ipv6(frame: bytes | memoryview, at: int, may_quote: bool = True) -> int | N
     for _ in range(_MOST_EXTENSIONS):
         if protocol not in _EXTENSIONS:
             break
-        protocol, end = frame[end], end + 8 + 8 * frame[end + 1]
+        units, size = frame[end + 1], 8
+        if protocol == _FRAGMENT and _U16(frame, end + 2)[0] & _IPV6_MORE_OR_OFFSET:
+            return _combine(source, destination, _FRAGMENT)
+        if protocol != _FRAGMENT:
+            size = (units + 2) * 4 if protocol == _AUTHENTICATION else (units + 1) * 8
+        protocol, end = frame[end], end + size
     if may_quote and protocol == _ICMPV6 and frame[end] < _ICMPV6_INFORMATION:
         return _ipv6(frame, end + _QUOTE_AT, may_quote=False)
     return _upper(frame, end, source, destination, protocol)

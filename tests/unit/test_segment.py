@@ -4,7 +4,7 @@ import struct
 from itertools import accumulate, pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scapy.contrib.geneve import GENEVE  # noqa: F401 - scapy dissects it once it is loaded
 from scapy.layers.inet import IP, TCP, UDP
@@ -427,7 +427,6 @@ SOURCES = [
 ]
 
 
-@settings(max_examples=400)
 @given(data=st.data())
 def test_no_record_upsets_it(data: st.DataObject) -> None:
     """Flipped, cut and with any virtio header: frames come back, at least one, and no byte more than there was."""
