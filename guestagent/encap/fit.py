@@ -17,8 +17,8 @@ instead of 45, a full segment that comes by itself becomes two. What it changes 
 on no wire, the IPv4 identifications in between are counted on, and a wrong checksum is right in the pieces.
 """
 
-from guestagent.encap.segment import Segmenter, Virtio
-from guestagent.encap.segment_cut import NO_LIMIT, WireFrame
+from guestagent.encap.segment import NO_LIMIT, Segmenter, Virtio
+from guestagent.encap.segment_cut import WireFrame
 
 POLICIES = ("split", "truncate", "drop")
 DEFAULT_POLICY = "split"

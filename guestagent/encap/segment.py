@@ -11,8 +11,8 @@ from struct import Struct
 from typing import NamedTuple
 
 from guestagent.encap.checksum import internet_checksum
-from guestagent.encap.inner import TCP, UDP, locate
-from guestagent.encap.segment_cut import NO_LIMIT, Cut, WireFrame, cut
+from guestagent.encap.inner import TCP, UDP, Layers, locate
+from guestagent.encap.segment_cut import Cut, WireFrame, cut
 
 Virtio = tuple[int, int, int, int, int, int]
 """struct virtio_net_hdr: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset."""
@@ -38,8 +38,13 @@ _KINDS = {1: _Kind(TCP, (4,)), 4: _Kind(TCP, (6,)), 5: _Kind(UDP, (4, 6))}
 _SCTP_CSUM_OFFSET = 8
 """Of its CRC32c (RFC 9260, appendix A), which the kernel leaves to the card in the same way; no other stands here."""
 
+_DATA_OFFSET_AT, _FLAGS_AT = 12, 13
 _ONCE_ONLY = 0x26
 """TCP's SYN, RST and URG: no two segments may say the same of it."""
+LEAST_SPLIT_BYTES = 48
+"""Linux's least MSS (tcp_min_snd_mss): TCP is not split into less, or a tiny path MTU would multiply packets."""
+NO_LIMIT = 1 << 32
+"""Of frame bytes; no record has more."""
 
 _MAC_ADDRESSES_BYTES = 12
 _TAG = Struct(">HH").pack
@@ -113,19 +118,16 @@ class Segmenter:
         layers = locate(frame, kind.transport, kind.versions, csum_start if flags & _NEEDS_CSUM else None)
         if not layers:
             return None
-        result = cut(
-            frame,
-            original_bytes,
-            layers,
-            gso_bytes,
-            tag=tag_bytes,
-            keeps_cwr=gso_type & _GSO_ACCECN != 0,
-            most_frame_bytes=most_frame_bytes,
-        )
+        fitting_bytes = _fitting(frame, layers, most_frame_bytes - len(tag_bytes))
+        is_split = 0 < fitting_bytes < gso_bytes
+        if is_split:
+            gso_bytes = fitting_bytes
+        keeps_cwr = gso_type & _GSO_ACCECN != 0
+        result = cut(frame, original_bytes, layers, gso_bytes, tag=tag_bytes, keeps_cwr=keeps_cwr)
         if not result:
             return None
         self.super_packets += 1
-        return self._counted(result)
+        return self._counted(result, is_split)
 
     def _split(
         self, frame: memoryview, virtio: Virtio, original_bytes: int, tag_bytes: bytes, most_frame_bytes: int
@@ -135,14 +137,15 @@ class Segmenter:
         layers = locate(frame, TCP, (4, 6), csum_start if flags & _NEEDS_CSUM else None)
         if not layers or layers.network.stop(frame) != original_bytes:  # a trailer is no payload
             return None
-        if int.from_bytes(frame[layers.network.end + 13 :][:1], "big") & _ONCE_ONLY:
+        fitting_bytes = _fitting(frame, layers, most_frame_bytes - len(tag_bytes))
+        if not fitting_bytes or frame[layers.network.end + _FLAGS_AT] & _ONCE_ONLY:
             return None
-        result = cut(frame, original_bytes, layers, NO_LIMIT, tag=tag_bytes, most_frame_bytes=most_frame_bytes)
-        return self._counted(result) if result and result.is_split else None
+        result = cut(frame, original_bytes, layers, fitting_bytes, tag=tag_bytes)
+        return self._counted(result, is_split=True) if result else None
 
-    def _counted(self, result: Cut) -> list[WireFrame]:
+    def _counted(self, result: Cut, is_split: bool) -> list[WireFrame]:
         segments = len(result.frames)
-        self.split += result.is_split
+        self.split += is_split
         self.segments += segments
         self.completed += result.whole
         self.unverifiable += segments - result.whole
@@ -159,3 +162,12 @@ class Segmenter:
             self.completed += 1
             return place
         return 0
+
+
+def _fitting(frame: memoryview, layers: Layers, most_frame_bytes: int) -> int:
+    """Bytes of TCP payload that fit behind the headers, where splitting helps; else 0."""
+    at = layers.network.end
+    if len(frame) <= most_frame_bytes or layers.network.protocol != TCP or len(frame) <= at + _FLAGS_AT:
+        return 0
+    room_bytes = most_frame_bytes - at - (frame[at + _DATA_OFFSET_AT] >> 4) * 4
+    return room_bytes if room_bytes >= LEAST_SPLIT_BYTES else 0

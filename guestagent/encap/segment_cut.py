@@ -42,11 +42,6 @@ MOST_SEGMENTS = 2048
 MOST_IP_BYTES = 0xFFFF
 """What IPv4's total length can say, and IPv6's payload length nearly."""
 
-LEAST_SPLIT_BYTES = 48
-"""tcp_min_snd_mss again: TCP is not split into less, or a tiny path MTU would multiply packets."""
-NO_LIMIT = 1 << 32
-"""Of frame bytes; no record has more."""
-
 _FIN, _PSH, _CWR = 0x01, 0x08, 0x80
 _DONT_FRAGMENT = 0x40
 _LEAST_TRANSPORT_BYTES = {TCP: 20, UDP: 8}
@@ -76,8 +71,6 @@ class Cut(NamedTuple):
 
     frames: list[WireFrame]
     whole: int
-    is_split: bool
-    """They are smaller than `gso_bytes` asked for, to fit."""
 
 
 class _Sizes(NamedTuple):
@@ -98,19 +91,11 @@ class _Sizes(NamedTuple):
 
 
 def cut(
-    frame: memoryview,
-    original_bytes: int,
-    layers: Layers,
-    gso_bytes: int,
-    *,
-    tag: bytes = b"",
-    keeps_cwr: bool = False,
-    most_frame_bytes: int = NO_LIMIT,
+    frame: memoryview, original_bytes: int, layers: Layers, gso_bytes: int, *, tag: bytes = b"", keeps_cwr: bool = False
 ) -> Cut | None:
     """The segments of a frame with at most `gso_bytes` of payload each; None for what can't have been on a wire.
 
-    `frame` may be shorter than `original_bytes`. `tag` goes behind the MAC addresses of each segment. TCP is cut
-    smaller where a segment with its tag would have more than `most_frame_bytes`, if these hold a sensible payload.
+    `frame` may be shorter than `original_bytes`. `tag` goes behind the MAC addresses of each segment.
     """
     network = layers.network
     least_bytes = network.end + _LEAST_TRANSPORT_BYTES[network.protocol]
@@ -118,14 +103,6 @@ def cut(
         return None
     header_bytes = least_bytes if network.protocol == UDP else network.end + (frame[network.end + 12] >> 4) * 4
     payload_bytes = original_bytes - header_bytes
-    room_bytes = most_frame_bytes - header_bytes - len(tag)
-    is_split = (
-        network.protocol == TCP
-        and LEAST_SPLIT_BYTES <= room_bytes < min(gso_bytes, payload_bytes)
-        and len(frame) + len(tag) > most_frame_bytes
-    )
-    if is_split:
-        gso_bytes = room_bytes
     segments = max(1, -(-payload_bytes // gso_bytes))
     if header_bytes < least_bytes or payload_bytes < 0 or segments > MOST_SEGMENTS:
         return None
@@ -142,7 +119,7 @@ def cut(
     totals = residues(payload[: whole * gso_bytes], gso_bytes) if payload_bytes else [0] * whole
     headers = _headers(header, layers, _columns(header, layers, sizes, totals, keeps_cwr), tag)
     bodies = [payload[start : start + gso_bytes] for start in range(0, payload_bytes or 1, gso_bytes)]
-    return Cut(list(zip(headers, bodies, sizes.beyond(-len(tag)), strict=True)), whole, is_split)
+    return Cut(list(zip(headers, bodies, sizes.beyond(-len(tag)), strict=True)), whole)
 
 
 def _without_jumbo(header: bytes, layers: Layers) -> tuple[bytes, Layers, int]:
