@@ -3,12 +3,13 @@
 import struct
 from collections.abc import Iterable, Sequence
 
-from scapy.contrib.geneve import GENEVE
+from scapy.contrib.geneve import GENEVE  # noqa: F401 - scapy dissects what it knows
 from scapy.layers.inet import IP, TCP, UDP  # noqa: F401 - scapy dissects what it knows
 from scapy.layers.inet6 import IPv6  # noqa: F401
 from scapy.layers.l2 import GRE, Ether  # noqa: F401
 from scapy.layers.vxlan import VXLAN  # noqa: F401
 from scapy.packet import Packet
+from scapy.utils import checksum as scapy_checksum
 
 from guestagent.encap.segment import Virtio
 from guestagent.encap.segment_cut import WireFrame
@@ -25,6 +26,20 @@ STAMPS = bytes.fromhex("0101080a 11223344 55667788")
 def payload_of(size: int) -> bytes:
     """Bytes of which no two runs are alike."""
     return b"".join(struct.pack(">I", number) for number in range(size // 4 + 1))[:size]
+
+
+def pseudo_sum(frame: bytes | bytearray, version: int, protocol: int, start: int) -> bytes:
+    """What the kernel leaves in a transport's checksum field for the card: the folded sum of the pseudo header."""
+    at = start - 8 if version == 4 else start - 32
+    words = struct.unpack(f">{(start - at) // 2}H", frame[at:start])
+    return ((sum(words) + protocol + len(frame) - start) % 0xFFFF).to_bytes(2, "big")
+
+
+def with_header_sum(frame: bytearray, at: int) -> None:
+    """Put the right checksum into the IPv4 header at `at`: a switch that filters drops what has none."""
+    end = at + (frame[at] & 0x0F) * 4
+    frame[at + 10 : at + 12] = bytes(2)
+    frame[at + 10 : at + 12] = scapy_checksum(bytes(frame[at:end])).to_bytes(2, "big")
 
 
 def plain(transport: int, version: int, upper: bytes, **network: object) -> bytes:
@@ -73,6 +88,3 @@ def innermost(wires: Sequence[WireFrame], kind: type[Packet] = TCP) -> list[Pack
             layer = layer.payload
         found.append(last)
     return found
-
-
-__all__ = ["GENEVE"]

@@ -24,6 +24,7 @@ from tests.segments import (
     offload,
     payload_of,
     plain,
+    pseudo_sum,
     whole,
 )
 
@@ -176,7 +177,7 @@ def test_a_partial_checksum_is_completed_before_the_tag(
     frame = bytearray(plain(protocol, version, upper))
     start, offset = start_of(version), 16 if protocol == frames.TCP else 6
     wanted = by_layer(bytes(frame))
-    frame[start + offset : start + offset + 2] = pseudo_sum(frame, version, protocol)
+    frame[start + offset : start + offset + 2] = pseudo_sum(frame, version, protocol, start)
     segmenter = Segmenter()
     cut = segmenter.frames(memoryview(frame), (1, 0, 0, 0, start, offset), len(frame), tag)
 
@@ -198,14 +199,6 @@ def by_layer(frame: bytes) -> bytes:
         if layer in packet:
             del packet[layer].chksum
     return bytes(packet)
-
-
-def pseudo_sum(frame: bytes | bytearray, version: int, protocol: int) -> bytes:
-    """What the kernel leaves in the field: the folded sum of the pseudo header."""
-    addresses = frame[26:34] if version == 4 else frame[22:54]
-    words = struct.unpack(f">{len(addresses) // 2}H", addresses)
-    total = sum(words) + protocol + len(frame) - start_of(version)
-    return (total % 0xFFFF).to_bytes(2, "big")
 
 
 @pytest.mark.parametrize("tag", [(100, 0x8100), (0x2007, 0x88A8)])
