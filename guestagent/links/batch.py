@@ -52,7 +52,7 @@ class Batch:
         (messages that the kernel took, errno of the first that it did not take). At most MOST_MESSAGES.
         """
         count = len(lengths)
-        address = ctypes.cast(whole, ctypes.c_void_p).value or 0
+        address = ctypes.cast(ctypes.c_char_p(whole), ctypes.c_void_p).value or 0
         self._vectors[0 : 2 * count : 2] = array("L", accumulate(lengths[:-1], initial=address))
         self._vectors[1 : 2 * count : 2] = array("L", lengths)
         self._sizes[_SIZE_AT : _SIZE_STEP * count : _SIZE_STEP] = array("H", sizes)

@@ -1,4 +1,4 @@
-"""Tunnels that are an IP protocol of their own (GRE, and ERSPAN in it): one raw socket, the kernel writes the IP header."""
+"""Tunnels that are an IP protocol of their own, GRE and ERSPAN in it: a raw socket, the kernel writes the IP header."""
 
 import ctypes
 import socket
