@@ -5,13 +5,14 @@ have the names of the keys and win over the file.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from guestagent import values
+from guestagent.endpoint import Endpoint
 from guestagent.errors import ConfigError
-from guestagent.values import FLOOR_NAMES, SHEDDING, Endpoint
+from guestagent.values import FLOOR_NAMES, SHEDDING
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,12 @@ class RunConfig:
     interface: tuple[str, ...] = ()
     """Names and globs; none: the interface of the default route."""
     to: tuple[Endpoint, ...] = (Endpoint("dir", path="captures"),)
+    mode: str = "balance"
+    """Of several tunnels: each flow to one that is well (`balance`), or every copy to all (`replicate`)."""
+    oversize: str = "split"
+    """What becomes of frames that are longer than a tunnel has room for: `split`, `truncate`, `drop`."""
+    keys: dict[str, int] = field(default_factory=dict)
+    """Tunnel keys by `INTERFACE`, `in`, `out`, `INTERFACE in`, `INTERFACE out`; the URL's for the rest."""
     filter: str = ""
     """A pcap-filter expression."""
     slice: str | int = "full"
@@ -86,6 +93,9 @@ _RUN_KEYS: dict[str, Callable[[Any, str], Any]] = {
     **_FILES,
     "interface": values.list_of(values.text),
     "to": values.list_of(values.destination),
+    "mode": values.one_of("balance", "replicate"),
+    "oversize": values.one_of("split", "truncate", "drop"),
+    "keys": values.keys,
     "filter": values.text,
     "slice": values.slice_,
     "keep": values.fraction,
@@ -147,9 +157,24 @@ def load_run(path: str | None, flags: dict[str, Any]) -> RunConfig:
 def _checked(config: RunConfig) -> RunConfig:
     if not config.to:
         raise ConfigError("to: the list is empty: name a destination or leave the key out")
-    if len(config.to) > 1:
-        raise ConfigError("to: this version sends to one destination: name one")
+    if len(config.to) > 1 and not all(one.is_tunnel for one in config.to):
+        raise ConfigError("to: this version sends to one destination, or to several tunnels: name one")
+    if len(set(config.to)) < len(config.to):
+        raise ConfigError("to: the same destination is named twice: name each once")
+    if config.keys:
+        _check_keys(config)
     return config
+
+
+def _check_keys(config: RunConfig) -> None:
+    from guestagent.encap.tunnel import TUNNELS
+
+    if not config.to[0].is_tunnel:
+        raise ConfigError("keys: only tunnels have keys: leave them out, or name a tunnel with --to")
+    tunnel = min((TUNNELS[one.scheme] for one in config.to), key=lambda one: one.most_key)
+    for name, key in config.keys.items():
+        if key > tunnel.most_key:
+            raise ConfigError(f"keys.{name}: {key} is more than the {tunnel.most_key} that a {tunnel.key_name} can be")
 
 
 def load_collect(path: str | None, flags: dict[str, Any]) -> CollectConfig:

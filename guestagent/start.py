@@ -16,7 +16,8 @@ NICENESS = 10
 def begin(config: RunConfig) -> Capture:
     """Refuse what can be refused beforehand, then capture. Raises ConfigError, HostError."""
     check_writable(config.report)
-    refuse_tunnel_loop(config.to[0], config.interface)
+    for endpoint in config.to:
+        refuse_tunnel_loop(endpoint, config.interface)
     os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
     return open_capture(wish_of(config))
 

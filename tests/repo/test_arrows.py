@@ -15,8 +15,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
     "model": set(),
-    "values": WORDS,
-    "config": WORDS | {"values"},
+    # Scheme, key and port of a tunnel's URL are those of the encoders' table.
+    "endpoint": WORDS | {"encap.tunnel"},
+    "values": WORDS | {"endpoint"},
+    "config": WORDS | {"values", "endpoint", "encap.tunnel"},
     # thinking
     "tapstream": WORDS,
     "encap": WORDS,
@@ -26,7 +28,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "identity": WORDS,
     "backstops": WORDS,
     "capture": WORDS,
-    "links": WORDS | {"loop", "tapstream", "encap"},
+    # A direct tunnel has no collector behind it: it walks the records itself, on the way to an endpoint.
+    "links": WORDS | {"loop", "tapstream", "encap", "endpoint", "capture.block"},
     # Of capture the collector knows the layout of a record alone.
     "collector": WORDS | {"loop", "tapstream", "encap", "links", "capture.block"},
     "observe": WORDS | {"loop"},
@@ -43,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo": EVERYTHING,
     "__main__": EVERYTHING,
     "start": WORDS | {"capture", "config", "observe", "route"},
-    "route": WORDS | {"capture", "links", "values"},
+    "route": WORDS | {"capture", "links", "endpoint"},
     # The collector's desk: it runs on another machine and knows nothing of agent, capture or governor.
     "collect": WORDS | {"collector", "config", "identity", "links", "loop", "observe", "tapstream"},
 }

@@ -15,8 +15,8 @@ from guestagent.config import (
     load_collect,
     load_run,
 )
+from guestagent.endpoint import parse_endpoint
 from guestagent.errors import ConfigError
-from guestagent.values import parse_endpoint
 from guestagent.values import size as parse_size
 from guestagent.values import slice_ as parse_slice
 

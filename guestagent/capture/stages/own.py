@@ -115,6 +115,6 @@ def _reject(side: str, answers: list[_Answer], name: str) -> Iterator[str]:
         for slot, word in enumerate((value, *words), 2):
             yield f"ld M[{slot}]\n jne #{word}, {name}_not_{n}"
         if ports:
-            yield f"ldx M[1]\n ldh [x+0]\n ldx M[0]"
+            yield "ldx M[1]\n ldh [x+0]\n ldx M[0]"
             yield f"jlt #{ports[0]}, {name}_not_{n}\n jgt #{ports[1]}, {name}_not_{n}"
         yield f"ret #0\n {name}_not_{n}:"

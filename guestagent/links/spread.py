@@ -1,0 +1,125 @@
+"""Copies over several sensors: each flow to one of them, or every copy to all. Agent and relay share it.
+
+Balanced, a flow goes to the sensor that wins its rendezvous among those that are well: losing one moves its flows
+alone, and they return with it. Where none is well, copies go where they would go if all were: they are the test that
+tells when one is back, and count as lost meanwhile.
+"""
+
+from collections.abc import Callable, Sequence
+from math import inf
+from typing import Any
+
+from guestagent.encap.flow import flow_hash, pick, source_port
+from guestagent.endpoint import Endpoint
+from guestagent.links.destination import CHECK_SECONDS, Destination
+from guestagent.links.way import Record, Way
+from guestagent.loop import Loop
+from guestagent.model import Exclusion
+
+
+class Spread:
+    """The sensors of one run."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        mode: str,
+        policy: str,
+        loop: Loop,
+        exclude: Callable[[Exclusion], None],
+    ) -> None:
+        self.destinations = [Destination(one, policy, loop, exclude) for one in endpoints]
+        self.due_at = 0.0
+        self._is_replicate = mode == "replicate"
+        self._by_name: dict[str, Way] = {}
+        self._names: tuple[str, ...] = ()
+        self._keys = {one.name: one.endpoint.key for one in self.destinations}
+        self._records: dict[str, int] = {}
+        """Records added since the last `settle`, by destination."""
+        self._losses: dict[str, int] = {}
+        """Records that each way had lost by the last `settle`."""
+
+    @property
+    def is_open(self) -> bool:
+        """Is there any way out?"""
+        return bool(self._names)
+
+    @property
+    def is_empty(self) -> bool:
+        """Has all left that was added?"""
+        return all(way.is_empty for way in self._by_name.values())
+
+    @property
+    def is_blocked(self) -> bool:
+        """Does the kernel take no more at the moment?"""
+        return any(way.is_blocked for way in self._by_name.values())
+
+    @property
+    def frame_bytes(self) -> int:
+        """Of the frames sent so far, without what is around them; of copies to all, one."""
+        sizes = [way.frame_bytes for way in self._by_name.values()]
+        return max(sizes, default=0) if self._is_replicate else sum(sizes)
+
+    def tick(self, now: float) -> None:
+        """Open and judge the sensors, once a second."""
+        if now >= self.due_at:
+            self.due_at = now + CHECK_SECONDS
+            for one in self.destinations:
+                one.tick(now)
+            self.choose()
+
+    def choose(self) -> None:
+        """Send to those that are well from now on."""
+        self._by_name = {one.name: one.way for one in self.destinations if one.way}
+        well = tuple(one.name for one in self.destinations if one.is_well)
+        self._names = tuple(self._by_name) if self._is_replicate or not well else well
+
+    def add(self, record: Record, key: int | None = None) -> None:
+        """Queue one record; without a `key` under that of the URL. Its frame must not change before it has left."""
+        value = flow_hash(record[0])
+        lane = source_port(value)
+        for name in self._names if self._is_replicate else (pick(value, self._names),):
+            self._records[name] = self._records.get(name, 0) + 1
+            self._by_name[name].add(record, lane, self._keys[name] if key is None else key)
+
+    def flush(self, allowed_bytes: float = inf) -> int:
+        """Send what waits, or as much as may leave; the bytes that it takes on the wire."""
+        sent_bytes = 0
+        for way in self._by_name.values():
+            if not way.is_empty and allowed_bytes > sent_bytes:
+                sent_bytes += way.flush(allowed_bytes - sent_bytes)
+        return sent_bytes
+
+    def settle(self, now: float) -> int:
+        """All that was added has left: how many of its records were lost, because their sensor is gone or did not fit.
+
+        Of copies to all a record counts as lost where no sensor can have it.
+        """
+        changed, lost = False, []
+        for one in self.destinations:
+            if one.way is None:
+                continue
+            was_gone = one.is_gone
+            one.judge(now)
+            changed |= was_gone != one.is_gone
+            new = one.way.lost_records - self._losses.get(one.name, 0)
+            self._losses[one.name] = one.way.lost_records
+            added = self._records.pop(one.name, 0)
+            if added or not self._is_replicate:
+                lost.append(added if one.is_gone else new)
+        if changed:
+            self.choose()
+        return min(lost, default=0) if self._is_replicate else sum(lost)
+
+    def trouble(self) -> str:
+        """What is wrong with which sensor; empty where all are well."""
+        return "; ".join(f"{one.name}: {one.trouble}" for one in self.destinations if not one.is_well)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """For status and reports."""
+        return [one.describe() for one in self.destinations]
+
+    def close(self) -> None:
+        """Give back all descriptors."""
+        for one in self.destinations:
+            one.close()

@@ -1,0 +1,186 @@
+"""The way to one sensor: records in; cut to wire size, fitted to the path, wrapped and sent. Agent and relay share it.
+
+What is added waits by lane until it is flushed, so that datagrams of one size stand together and one UDP_SEGMENT
+message takes many. Frames of a conversation share a lane and keep their order; those of different lanes do not.
+"""
+
+import errno
+from collections import Counter
+from itertools import accumulate, takewhile
+from math import inf
+from typing import Any
+
+from guestagent.encap.fit import Fitter
+from guestagent.encap.segment import NO_OFFLOAD, Virtio
+from guestagent.encap.tunnel import Tunnel
+from guestagent.links.batch import reason
+from guestagent.links.sender import WAITING, Buffer, Sender
+
+Record = tuple[memoryview, Virtio, int, tuple[int, int] | None]
+"""Frame, virtio header, original bytes, VLAN tag as (tci, tpid)."""
+
+
+class Lane:
+    """Datagrams that leave through one socket, column by column."""
+
+    __slots__ = ("datagrams", "firsts", "sizes")
+
+    def __init__(self) -> None:
+        self.datagrams: list[tuple[Buffer, ...]] = []
+        self.sizes: list[int] = []
+        self.firsts: list[int] = []
+        """1 where a record begins, 0 for its further frames: records are what the ledger counts."""
+
+    def add(self, datagram: tuple[Buffer, ...], size: int, first: int) -> None:
+        """Behind what is there."""
+        self.datagrams.append(datagram)
+        self.sizes.append(size)
+        self.firsts.append(first)
+
+    def remove(self, count: int) -> None:
+        """The first so many have left."""
+        del self.datagrams[:count], self.sizes[:count], self.firsts[:count]
+
+
+class Way:
+    """One tunnel through one sender."""
+
+    def __init__(self, tunnel: Tunnel, sender: Sender, policy: str) -> None:
+        self.sender = sender
+        self.fitter = Fitter(sender.room_bytes - tunnel.header_bytes, policy)
+        self.is_blocked = False
+        """The kernel took no more at the last flush: try again in a moment."""
+        self.frames = 0
+        """Frames that the kernel took."""
+        self.frame_bytes = 0
+        self.lost_frames: Counter[str] = Counter()
+        """By reason."""
+        self.lost_records = 0
+        """Records of which the first frame did not leave."""
+        self._tunnel = tunnel
+        self._headers: dict[int, bytes] = {}
+        self._sequence = 0
+        self._lanes: dict[int, Lane] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Has all left that was added?"""
+        return not self._lanes
+
+    # -- in -------------------------------------------------------------------------------------------------------
+
+    def add(self, record: Record, lane_number: int, key: int) -> None:
+        """Queue the frames of one record, which must not change before they have left."""
+        frame, virtio, original_bytes, tag = record
+        lane = self._lanes.get(lane_number)
+        if lane is None:
+            lane = self._lanes[lane_number] = Lane()
+        if virtio is NO_OFFLOAD and tag is None and len(frame) <= self.fitter.most_frame_bytes:
+            header = self._header(key, len(frame) < original_bytes, None)
+            lane.add((header, frame), len(header) + len(frame), 1)
+            return
+        tci = tag[0] if tag else None
+        first = 1
+        for head, body, original in self.fitter.frames(frame, virtio, original_bytes, tag):
+            size = len(head) + len(body)
+            header = self._header(key, size < original, tci)
+            lane.add((header, head, body), len(header) + size, first)
+            first = 0
+        if first:
+            self._lose("oversize", 1, 1)
+
+    def _header(self, key: int, is_truncated: bool, tci: int | None) -> bytes:
+        if self._tunnel.is_sequenced:
+            self._sequence += 1
+            return self._tunnel.header(key, self._sequence, tci=tci, is_truncated=is_truncated)
+        header = self._headers.get(key)
+        if header is None:
+            header = self._headers[key] = self._tunnel.header(key)
+        return header
+
+    # -- out ------------------------------------------------------------------------------------------------------
+
+    def flush(self, allowed_bytes: float = inf) -> int:
+        """Send what waits, or as much as may leave; the bytes that it takes on the wire, outer headers included."""
+        self.is_blocked = False
+        sent_bytes = 0
+        while self._lanes and allowed_bytes > sent_bytes and not self.is_blocked:
+            number, lane = next(iter(self._lanes.items()))
+            count = self._allowed(lane, allowed_bytes - sent_bytes)
+            taken, error = self.sender.send(number, lane.datagrams[:count], lane.sizes[:count])
+            size = sum(lane.sizes[:taken])
+            sent_bytes += size + taken * self.sender.outer_bytes
+            self.frames += taken
+            self.frame_bytes += size - taken * self._tunnel.header_bytes
+            lane.remove(taken)
+            if error:
+                self._obstacle(number, lane, error)
+            if not lane.sizes:
+                self._lanes.pop(number, None)
+        return sent_bytes
+
+    def _allowed(self, lane: Lane, allowed_bytes: float) -> int:
+        """How many datagrams may leave: one at least, the bucket takes a debt."""
+        if allowed_bytes == inf:
+            return len(lane.sizes)
+        outer = self.sender.outer_bytes
+        ends = accumulate(size + outer for size in lane.sizes)
+        return max(1, sum(1 for _ in takewhile(lambda end: end <= allowed_bytes, ends)))
+
+    def _obstacle(self, number: int, lane: Lane, error: int) -> None:
+        if error in WAITING:
+            self.is_blocked = True
+        elif error == errno.EMSGSIZE and self._narrowed(lane):
+            pass
+        else:
+            self._lose(reason(error), len(lane.sizes), sum(lane.firsts))
+            del self._lanes[number]
+
+    def follow_path(self) -> None:
+        """Fit to what the sender knows of the path from now on."""
+        self.fitter.most_frame_bytes = self.sender.room_bytes - self._tunnel.header_bytes
+
+    def _narrowed(self, lane: Lane) -> bool:
+        """The path became narrower: fit once more what waits in this lane. False where that would not help."""
+        self.follow_path()
+        room = self.sender.room_bytes
+        if room <= self._tunnel.header_bytes or max(lane.sizes) <= room:
+            return False
+        waiting = list(zip(lane.datagrams, lane.sizes, lane.firsts, strict=True))
+        lane.remove(len(waiting))
+        for (header, *pieces), size, first in waiting:
+            if size <= room:
+                lane.add((header, *pieces), size, first)
+                continue
+            frame = memoryview(b"".join(pieces))
+            fitting = self.fitter.frames(frame, NO_OFFLOAD, len(frame), None)
+            for head, body, _ in fitting:
+                lane.add((header, head, body), len(header) + len(head) + len(body), first)
+                first = 0
+            if not fitting:
+                self._lose("oversize", 1, first)
+        return True
+
+    def _lose(self, why: str, frames: int, records: int) -> None:
+        self.lost_frames[why] += frames
+        self.lost_records += records
+
+    def describe(self) -> dict[str, Any]:
+        """Counters, for status and reports."""
+        segmenter = self.fitter.segmenter
+        return {
+            "frames": self.frames,
+            "frame_bytes": self.frame_bytes,
+            "calls": self.sender.calls,
+            "room_bytes": self.fitter.most_frame_bytes,
+            "path_mtu_changes": self.sender.mtu_changes,
+            "segmentation": self.sender.segmentation,
+            "lost_frames": dict(self.lost_frames),
+            "faults": dict(self.sender.faults),
+            "super_packets": segmenter.super_packets,
+            "split": segmenter.split,
+            "truncated": self.fitter.truncated,
+            "dropped": self.fitter.dropped,
+            "unverifiable": segmenter.unverifiable,
+            "not_understood": segmenter.not_understood,
+        }
