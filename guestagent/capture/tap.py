@@ -99,7 +99,7 @@ class Tap:
                 loan.source.release(loan.block)
 
     def note(self, collector_id: str, why: str, counts: dict[int, int]) -> None:
-        """Take a cumulative count of records that were settled as delivered and were not; `why` is a word of the ledger.
+        """Take a cumulative count of records that were settled as delivered, and were not; `why`: a word of the ledger.
 
         Remembered per collector, so that an ACK or hello that repeats the count changes nothing.
         """

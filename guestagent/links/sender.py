@@ -77,6 +77,7 @@ class Sender:
         header_bytes: int,
         segmented: bool,
     ) -> None:
+        self.lanes = len(sockets)
         self.exclusions = tuple(exclusions)
         """What no capture may see; narrow."""
         self.outer_bytes = ETHERNET_BYTES + IP_BYTES[sockets[0].family] + header_bytes

@@ -12,9 +12,12 @@ from typing import Any
 from guestagent.encap.flow import flow_hash, pick, source_port
 from guestagent.endpoint import Endpoint
 from guestagent.links.destination import CHECK_SECONDS, Destination
-from guestagent.links.way import Record, Way
+from guestagent.links.way import Lane, Record, Way
 from guestagent.loop import Loop
 from guestagent.model import Exclusion
+
+MOST_ROUTES = 4096
+"""Flows whose way is remembered, some 200 bytes each."""
 
 
 class Spread:
@@ -34,10 +37,10 @@ class Spread:
         self._by_name: dict[str, Way] = {}
         self._names: tuple[str, ...] = ()
         self._keys = {one.name: one.endpoint.key for one in self.destinations}
-        self._records: dict[str, int] = {}
-        """Records added since the last `settle`, by destination."""
-        self._losses: dict[str, int] = {}
-        """Records that each way had lost by the last `settle`."""
+        self._routes: dict[int, list[tuple[Way, Lane, int]]] = {}
+        """Way, lane and key by flow hash, as long as the same sensors are well."""
+        self._settled: dict[str, tuple[int, int]] = {}
+        """Records that each way had taken, and lost, by the last `settle`."""
 
     @property
     def is_open(self) -> bool:
@@ -73,14 +76,26 @@ class Spread:
         self._by_name = {one.name: one.way for one in self.destinations if one.way}
         well = tuple(one.name for one in self.destinations if one.is_well)
         self._names = tuple(self._by_name) if self._is_replicate or not well else well
+        self._routes.clear()
 
     def add(self, record: Record, key: int | None = None) -> None:
         """Queue one record; without a `key` under that of the URL. Its frame must not change before it has left."""
         value = flow_hash(record[0])
-        lane = source_port(value)
-        for name in self._names if self._is_replicate else (pick(value, self._names),):
-            self._records[name] = self._records.get(name, 0) + 1
-            self._by_name[name].add(record, lane, self._keys[name] if key is None else key)
+        routes = self._routes.get(value)
+        if routes is None:
+            routes = self._route(value)
+        for way, lane, usual_key in routes:
+            way.add(record, lane, usual_key if key is None else key)
+
+    def _route(self, value: int) -> list[tuple[Way, Lane, int]]:
+        if len(self._routes) >= MOST_ROUTES:
+            self._routes.clear()
+        names = self._names if self._is_replicate else (pick(value, self._names),)
+        routes = self._routes[value] = []
+        for name in names:
+            way = self._by_name[name]
+            routes.append((way, way.lanes[source_port(value) % len(way.lanes)], self._keys[name]))
+        return routes
 
     def flush(self, allowed_bytes: float = inf) -> int:
         """Send what waits, or as much as may leave; the bytes that it takes on the wire."""
@@ -102,11 +117,10 @@ class Spread:
             was_gone = one.is_gone
             one.judge(now)
             changed |= was_gone != one.is_gone
-            new = one.way.lost_records - self._losses.get(one.name, 0)
-            self._losses[one.name] = one.way.lost_records
-            added = self._records.pop(one.name, 0)
-            if added or not self._is_replicate:
-                lost.append(added if one.is_gone else new)
+            taken, dropped = self._settled.get(one.name, (0, 0))
+            self._settled[one.name] = one.way.records, one.way.lost_records
+            taken, dropped = one.way.records - taken, one.way.lost_records - dropped
+            lost.append(taken + dropped if one.is_gone else dropped)
         if changed:
             self.choose()
         return min(lost, default=0) if self._is_replicate else sum(lost)

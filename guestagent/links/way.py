@@ -23,9 +23,10 @@ Record = tuple[memoryview, Virtio, int, tuple[int, int] | None]
 class Lane:
     """Datagrams that leave through one socket, column by column."""
 
-    __slots__ = ("datagrams", "firsts", "sizes")
+    __slots__ = ("datagrams", "firsts", "number", "sizes")
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.datagrams: list[tuple[Buffer, ...]] = []
         self.sizes: list[int] = []
         self.firsts: list[int] = []
@@ -47,37 +48,45 @@ class Way:
 
     def __init__(self, tunnel: Tunnel, sender: Sender, policy: str) -> None:
         self.sender = sender
+        self.lanes = [Lane(number) for number in range(sender.lanes)]
+        """A flow leaves by lane `source_port(flow_hash) % len(lanes)`."""
         self.fitter = Fitter(sender.room_bytes - tunnel.header_bytes, policy)
         self.is_blocked = False
         """The kernel took no more at the last flush: try again in a moment."""
         self.frames = 0
         """Frames that the kernel took."""
         self.frame_bytes = 0
+        self.records = 0
+        """Records of which the kernel took the first frame."""
+        self.lost_records = 0
+        """Records of which it did not."""
         self.lost_frames: Counter[str] = Counter()
         """By reason."""
-        self.lost_records = 0
-        """Records of which the first frame did not leave."""
         self._tunnel = tunnel
         self._headers: dict[int, bytes] = {}
         self._sequence = 0
-        self._lanes: dict[int, Lane] = {}
+        self._busy: list[Lane] = []
+        """Lanes where something waits, in the order in which they leave."""
 
     @property
     def is_empty(self) -> bool:
         """Has all left that was added?"""
-        return not self._lanes
+        return not self._busy
 
     # -- in -------------------------------------------------------------------------------------------------------
 
-    def add(self, record: Record, lane_number: int, key: int) -> None:
+    def add(self, record: Record, lane: Lane, key: int) -> None:
         """Queue the frames of one record, which must not change before they have left."""
         frame, virtio, original_bytes, tag = record
-        lane = self._lanes.get(lane_number)
-        if lane is None:
-            lane = self._lanes[lane_number] = Lane()
-        if virtio is NO_OFFLOAD and tag is None and len(frame) <= self.fitter.most_frame_bytes:
-            header = self._header(key, len(frame) < original_bytes, None)
-            lane.add((header, frame), len(header) + len(frame), 1)
+        size = len(frame)
+        if not lane.sizes:
+            self._busy.append(lane)
+        if virtio is NO_OFFLOAD and tag is None and key in self._headers and size <= self.fitter.most_frame_bytes:
+            # Most records, and so most of the CPU: no call that can be spared.
+            header = self._headers[key]
+            lane.datagrams.append((header, frame))
+            lane.sizes.append(size + len(header))
+            lane.firsts.append(1)
             return
         tci = tag[0] if tag else None
         first = 1
@@ -104,19 +113,20 @@ class Way:
         """Send what waits, or as much as may leave; the bytes that it takes on the wire, outer headers included."""
         self.is_blocked = False
         sent_bytes = 0
-        while self._lanes and allowed_bytes > sent_bytes and not self.is_blocked:
-            number, lane = next(iter(self._lanes.items()))
+        while self._busy and allowed_bytes > sent_bytes and not self.is_blocked:
+            lane = self._busy[-1]
             count = self._allowed(lane, allowed_bytes - sent_bytes)
-            taken, error = self.sender.send(number, lane.datagrams[:count], lane.sizes[:count])
+            taken, error = self.sender.send(lane.number, lane.datagrams[:count], lane.sizes[:count])
             size = sum(lane.sizes[:taken])
             sent_bytes += size + taken * self.sender.outer_bytes
             self.frames += taken
             self.frame_bytes += size - taken * self._tunnel.header_bytes
+            self.records += sum(lane.firsts[:taken])
             lane.remove(taken)
             if error:
-                self._obstacle(number, lane, error)
+                self._obstacle(lane, error)
             if not lane.sizes:
-                self._lanes.pop(number, None)
+                self._busy.pop()
         return sent_bytes
 
     def _allowed(self, lane: Lane, allowed_bytes: float) -> int:
@@ -127,14 +137,14 @@ class Way:
         ends = accumulate(size + outer for size in lane.sizes)
         return max(1, sum(1 for _ in takewhile(lambda end: end <= allowed_bytes, ends)))
 
-    def _obstacle(self, number: int, lane: Lane, error: int) -> None:
+    def _obstacle(self, lane: Lane, error: int) -> None:
         if error in WAITING:
             self.is_blocked = True
         elif error == errno.EMSGSIZE and self._narrowed(lane):
             pass
         else:
             self._lose(reason(error), len(lane.sizes), sum(lane.firsts))
-            del self._lanes[number]
+            lane.remove(len(lane.sizes))
 
     def follow_path(self) -> None:
         """Fit to what the sender knows of the path from now on."""
