@@ -1,17 +1,23 @@
 """One sensor at the far end of a one-way tunnel: found by name, opened, and judged by what the network says of it.
 
-A tunnel has no answers, so a sensor is *gone* for a while after an error came back: nobody listens, the host does not
-answer, no route. Then the next copies are the test; each relapse doubles the wait. With `check=PORT` a TCP connection
-to that port, made anew each second, must also have succeeded.
+A tunnel has no answers, so a sensor is *gone* for a while after an error came back: the host does not answer, no route,
+nobody listens. Then the next copies are the test; each relapse doubles the wait. With `check=PORT` a TCP connection to
+that port, made anew each second, must also have succeeded.
+
+Where the host says that nobody listens, the copies did arrive: a sensor that sniffs has no socket. So others are
+preferred, but nothing counts as lost.
 """
 
+import errno
 import socket
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from guestagent.encap.inner import UDP
 from guestagent.encap.tunnel import TUNNELS
 from guestagent.endpoint import Endpoint
+from guestagent.links.batch import reason
 from guestagent.links.datagram import open_datagrams
 from guestagent.links.rawip import open_raw
 from guestagent.links.resolve import Resolver
@@ -23,6 +29,8 @@ CHECK_SECONDS = 1.0
 FIRST_GONE_SECONDS, MOST_GONE_SECONDS = 3.0, 48.0
 """An unanswered ARP request takes the kernel 3 s."""
 RELAPSE_SECONDS = 10.0
+_ARRIVED = frozenset(map(reason, (errno.ECONNREFUSED, errno.ENOPROTOOPT)))
+"""ICMP port and protocol unreachable."""
 _IPPROTO_TCP = 6
 _ESTABLISHED = 1
 """TCP_ESTABLISHED (net/tcp_states.h), the first byte of struct tcp_info."""
@@ -36,11 +44,14 @@ class Destination:
         self.name = str(endpoint)
         self.way: Way | None = None
         self.is_gone = False
+        """Others are preferred."""
+        self.is_unreachable = False
+        """What is sent there is lost."""
         self.trouble = "not yet open"
         self._policy, self._loop, self._exclude = policy, loop, exclude
         self._resolver = Resolver(endpoint.host, endpoint.port)
         loop.watch(self._resolver, READABLE, self._resolved)
-        self._faults_seen = 0
+        self._faults_seen: Counter[str] = Counter()
         self._gone_until = self._back_at = 0.0
         self._gone_seconds = FIRST_GONE_SECONDS
         self._check: socket.socket | None = None
@@ -99,17 +110,18 @@ class Destination:
         if self.way is None:
             return
         faults = self.way.sender.faults
-        heard, self._faults_seen = faults.total() - self._faults_seen, faults.total()
-        if heard:
-            self._fail(now, f"{max(faults, key=lambda name: faults[name]).replace('_', ' ')}")
+        if faults.total() > self._faults_seen.total():
+            new = faults - self._faults_seen
+            self._faults_seen = Counter(faults)
+            self._fail(now, " and ".join(name.replace("_", " ") for name in sorted(new)), not new.keys() <= _ARRIVED)
         elif self.is_gone and now >= self._gone_until:
-            self.is_gone, self.trouble, self._back_at = False, "", now
+            self.is_gone, self.is_unreachable, self.trouble, self._back_at = False, False, "", now
 
-    def _fail(self, now: float, trouble: str) -> None:
+    def _fail(self, now: float, trouble: str, is_unreachable: bool) -> None:
         if not self.is_gone:
             relapsed = now - self._back_at < RELAPSE_SECONDS and self._back_at > 0
             self._gone_seconds = min(MOST_GONE_SECONDS, 2 * self._gone_seconds) if relapsed else FIRST_GONE_SECONDS
-        self.is_gone, self.trouble = True, trouble
+        self.is_gone, self.is_unreachable, self.trouble = True, is_unreachable, trouble
         self._gone_until = now + self._gone_seconds
 
     def _ask_companion(self, now: float) -> None:
@@ -117,7 +129,7 @@ class Destination:
             state = self._check.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
             self._check.close()
             if state != _ESTABLISHED:
-                self._fail(now, f"TCP port {self.endpoint.check} does not accept connections")
+                self._fail(now, f"TCP port {self.endpoint.check} does not accept connections", True)
         family, address = self._resolver.addresses[0]
         self._check = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         self._check.connect_ex((address[0], self.endpoint.check, *address[2:]))

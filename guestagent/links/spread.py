@@ -106,7 +106,7 @@ class Spread:
         return sent_bytes
 
     def settle(self, now: float) -> int:
-        """All that was added has left: how many of its records were lost, because their sensor is gone or did not fit.
+        """All that was added has left: how many of its records were lost, because of no room or no way.
 
         Of copies to all a record counts as lost where no sensor can have it.
         """
@@ -120,7 +120,7 @@ class Spread:
             taken, dropped = self._settled.get(one.name, (0, 0))
             self._settled[one.name] = one.way.records, one.way.lost_records
             taken, dropped = one.way.records - taken, one.way.lost_records - dropped
-            lost.append(taken + dropped if one.is_gone else dropped)
+            lost.append(taken + dropped if one.is_unreachable else dropped)
         if changed:
             self.choose()
         return min(lost, default=0) if self._is_replicate else sum(lost)
