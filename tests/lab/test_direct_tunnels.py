@@ -1,6 +1,5 @@
 """Direct tunnels, read by others: the kernel, Open vSwitch, tshark and scapy find in them the frames that were made."""
 
-import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -10,11 +9,10 @@ from scapy.contrib.geneve import GENEVE  # type: ignore[import-untyped]
 from scapy.layers.l2 import GRE, Ether  # type: ignore[import-untyped]
 from scapy.layers.vxlan import VXLAN  # type: ignore[import-untyped]
 from scapy.packet import bind_layers  # type: ignore[import-untyped]
-from scapy.utils import wrpcap  # type: ignore[import-untyped]
 
 from guestagent.lab.hosts import Host
 from tests.lab.rig import Process, Rig, wait_for
-from tests.lab.wire import MARK, fragments, inject_all, is_watched, marked_frames, seen_frames
+from tests.lab.wire import MARK, fragments, inject_all, is_watched, marked_frames, seen_frames, tshark, write_pcap
 
 FRAMES = marked_frames(400, 1440)
 """They fit into a tunnel over IPv6 on a path of 1,500 bytes."""
@@ -36,7 +34,7 @@ def rig(tmp_path: Path) -> Rig:
 def copy_to(rig: Rig, vm: Host, peer: Host, url: str, ifname: str, mark: bytes = MARK) -> tuple[list[bytes], Process]:
     """What the peer sees on an interface while FRAMES cross the VM's, and the agent, still running."""
     agent = rig.agent(vm, "--filter", f"ether src {MARK.hex(':')}", to=url)
-    watcher = peer.start(seen_frames, ifname, 1.2, mark)
+    watcher = peer.start(seen_frames, ifname, 0.8, mark)
     wait_for(lambda: peer.call(is_watched), "the watcher")
     vm.call(inject_all, "eth0", FRAMES)
     return watcher.result(), agent
@@ -98,12 +96,10 @@ def by_scapy(scheme: str, frame: bytes) -> tuple[bytes, int]:
 
 def by_tshark(scheme: str, frames: list[bytes], directory: Path) -> Counter[tuple[str, str]]:
     """How many frames have which key and which inner source address."""
-    wrpcap(str(directory / "outer.pcap"), [Ether(frame) for frame in frames])
+    write_pcap(directory / "outer.pcap", frames)
     field = {"vxlan": "vxlan.vni", "geneve": "geneve.vni", "gre": "gre.key", "erspan": "erspan.spanid"}[scheme]
-    command = ["tshark", "-r", directory / "outer.pcap", "-T", "fields", "-e", field, "-e", "eth.src"]
-    lines = subprocess.run(command, capture_output=True, check=True, text=True, timeout=60).stdout.splitlines()
     found: Counter[tuple[str, str]] = Counter()
-    for line in lines:
+    for line in tshark(directory / "outer.pcap", "-T", "fields", "-e", field, "-e", "eth.src"):
         key, sources = line.split("\t")
         found[str(int(key, 0)), sources.split(",")[-1]] += 1
     return found

@@ -2,6 +2,7 @@
 
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -48,6 +49,20 @@ def seen_frames(ifname: str, seconds: float, mark: bytes = b"", *, most: int = 1
             if about[2] != _OUTGOING and mark in frame:
                 found.append(frame)
         return found
+
+
+def write_pcap(path: Path, frames: Iterable[bytes]) -> None:
+    """A file for tshark."""
+    with path.open("wb") as file:
+        file.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 1 << 18, 1))
+        for frame in frames:
+            file.write(struct.pack("<IIII", 0, 0, len(frame), len(frame)) + frame)
+
+
+def tshark(path: Path, *options: str) -> list[str]:
+    """The lines that tshark prints."""
+    command = ["tshark", "-r", str(path), *options]
+    return subprocess.run(command, capture_output=True, check=True, text=True, timeout=60).stdout.splitlines()
 
 
 def is_watched() -> bool:
