@@ -114,7 +114,7 @@ class Way:
         self.is_blocked = False
         sent_bytes = 0
         while self._busy and allowed_bytes > sent_bytes and not self.is_blocked:
-            lane = self._busy[-1]
+            lane = self._busy[0]
             count = self._allowed(lane, allowed_bytes - sent_bytes)
             taken, error = self.sender.send(lane.number, lane.datagrams[:count], lane.sizes[:count])
             size = sum(lane.sizes[:taken])
@@ -126,7 +126,7 @@ class Way:
             if error:
                 self._obstacle(lane, error)
             if not lane.sizes:
-                self._busy.pop()
+                self._busy.pop(0)
         return sent_bytes
 
     def _allowed(self, lane: Lane, allowed_bytes: float) -> int:

@@ -25,12 +25,6 @@ URLS = {
 }
 
 
-@pytest.fixture
-def rig(tmp_path: Path) -> Rig:
-    """Agent and its files below a directory of this test."""
-    return Rig(tmp_path)
-
-
 def copy_to(rig: Rig, vm: Host, peer: Host, url: str, ifname: str, mark: bytes = MARK) -> tuple[list[bytes], Process]:
     """What the peer sees on an interface while FRAMES cross the VM's, and the agent, still running."""
     agent = rig.agent(vm, "--filter", f"ether src {MARK.hex(':')}", to=url)
