@@ -111,7 +111,8 @@ def reassembled(frames: list[bytes]) -> bytes:
         if int.from_bytes(frame[36:38], "big") == PORT:
             number, flags, start = int.from_bytes(frame[38:42], "big"), frame[47], 34 + (frame[46] >> 4) * 4
             first = number + 1 if flags & 0x02 else first
-            pieces[number] = frame[start : 14 + int.from_bytes(frame[16:18], "big")]
+            piece = frame[start : 14 + int.from_bytes(frame[16:18], "big")]
+            pieces[number] = max(piece, pieces.get(number, b""), key=len)
     data = bytearray(BULK_BYTES)
     for number, piece in pieces.items():
         at = (number - first) % (1 << 32)
