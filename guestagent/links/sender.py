@@ -8,6 +8,7 @@ nothing sent; so each failure is asked after and the call repeated, before it co
 import errno
 import select
 import socket
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
@@ -31,8 +32,11 @@ _IP_MTU_DISCOVER, _IP_PMTUDISC_DO, _IP_RECVERR, _IP_MTU = 10, 2, 11, 14
 _IPV6_MTU_DISCOVER, _IPV6_MTU, _IPV6_RECVERR, _IPV6_DONTFRAG = 23, 24, 25, 62
 """linux/in6.h."""
 _TC_PRIO_BULK = 2
+_DISCARD_PORT = 9
 _ERROR_BYTES = 512
 """Room for struct sock_extended_err and the address of who sent it."""
+_ERRNO_BYTES = 4
+"""Its first field."""
 
 Buffer = bytes | memoryview
 Datagram = Sequence[Buffer]
@@ -91,8 +95,9 @@ class Sender:
         """Does the kernel cut UDP_SEGMENT messages, and if not, why."""
         self.calls = 0
         self._sockets, self._address = sockets, address
-        self._is_ipv6 = sockets[0].family == socket.AF_INET6
         self._header_bytes = header_bytes
+        self._probe = socket.socket(sockets[0].family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        """Never sends. Each connect asks the routes anew, while a socket that is connected tells of old ones."""
         self._batch = Batch(segmented=segmented)
         self._most_segments = MOST_SEGMENTS if segmented else 1
         self._errors = select.epoll()
@@ -162,33 +167,37 @@ class Sender:
 
     def _drain(self, lane: int) -> int:
         """Empty the error queue of one socket; how many it held."""
-        one, count = self._sockets[lane], 0
-        number = one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        one, numbers = self._sockets[lane], []
+        pending = one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         while True:
             try:
                 _, extras, _, _ = one.recvmsg(0, _ERROR_BYTES, socket.MSG_ERRQUEUE)
             except OSError:
                 break
-            count += 1
-            for _, _, data in extras:
-                self.faults[reason(int.from_bytes(data[:4], "little"))] += 1
-        if number and not count:
-            self.faults[reason(number)] += 1
-        return count or bool(number)
+            numbers += [int.from_bytes(data[:_ERRNO_BYTES], sys.byteorder) for _, _, data in extras]
+        if pending and not numbers:
+            numbers.append(pending)
+        # A narrower path is no fault: the room says so.
+        self.faults.update(reason(number) for number in numbers if number != errno.EMSGSIZE)
+        return len(numbers)
 
     def _learn_room(self) -> None:
-        option = (socket.IPPROTO_IPV6, _IPV6_MTU) if self._is_ipv6 else (socket.IPPROTO_IP, _IP_MTU)
+        family = self._probe.family
+        option = (socket.IPPROTO_IPV6, _IPV6_MTU) if family == socket.AF_INET6 else (socket.IPPROTO_IP, _IP_MTU)
+        host, port, *scope = self._address
         try:
-            mtu = self._sockets[0].getsockopt(*option)
+            self._probe.connect((host, port or _DISCARD_PORT, *scope))
+            mtu = self._probe.getsockopt(*option)
         except OSError:  # no route at this moment; the way that was is the best guess
             return
-        room = min(MOST_PAYLOAD_BYTES, mtu - IP_BYTES[self._sockets[0].family] - self._header_bytes)
+        room = min(MOST_PAYLOAD_BYTES, mtu - IP_BYTES[family] - self._header_bytes)
         self.mtu_changes += self.room_bytes not in (0, room)
         self.room_bytes = room
 
     def close(self) -> None:
         """Give all descriptors back."""
         self._errors.close()
+        self._probe.close()
         for one in self._sockets:
             one.close()
 

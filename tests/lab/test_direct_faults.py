@@ -1,6 +1,7 @@
 """What goes wrong behind a one-way tunnel is counted and told within 5 s, and harms nobody."""
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -25,7 +26,7 @@ def trouble(agent: Process) -> str:
 
 @pytest.fixture
 def routed(lab: Lab) -> tuple[Host, Host, Host, Host]:
-    """VM (10.9.0.2), peer (10.9.0.1), and behind a router of theirs (10.8.0.2 here, 10.7.0.2 there) a sensor, 10.7.0.1."""
+    """VM (10.9.0.2), peer (10.9.0.1), and behind a router (10.8.0.2 here, 10.7.0.2 there) a sensor, 10.7.0.1."""
     vm, peer, router, sensor = (lab.host(name) for name in ("vm", "peer", "router", "sensor"))
     lab.link(vm, peer)
     lab.link(vm, router, "eth1", "near", a_addresses=("10.8.0.1/24",), b_addresses=("10.8.0.2/24",))
@@ -44,7 +45,7 @@ def segment_bytes(host: Host) -> set[str]:
 
 @pytest.mark.parametrize("policy", ["split", "truncate", "drop"])
 def test_a_path_that_becomes_narrower(
-    rig: Rig, routed: tuple[Host, Host, Host, Host], policy: str, tmp_path: "Path"
+    rig: Rig, routed: tuple[Host, Host, Host, Host], policy: str, tmp_path: Path
 ) -> None:
     """Copies go on in frames that fit, by the policy and counted; production keeps its segments; no fragments."""
     vm, peer, router, sensor = routed
@@ -53,23 +54,26 @@ def test_a_path_that_becomes_narrower(
     agent = rig.agent(vm, "-c", str(config), "--filter", f"tcp port {PORT}", to="vxlan://10.7.0.1?vni=7")
     server = peer.start(serve_bulk, PORT)
     peer.wait_for_port(PORT)
+    sink = sensor.start(udp_sink, 4789, None, 30.0)
+    sensor.wait_for_port(4789)
     vm.call(send_bulk, "10.9.0.1", 2_000_000, PORT)
     before = wait_for(lambda: destinations(agent)[0]["frames"] and destinations(agent)[0], "the first copies")
     router.run(["ip", "link", "set", "far", "mtu", "1300"])
-    sender = vm.start(send_bulk, "10.9.0.1", 300_000_000, PORT)
+    vm.call(send_bulk, "10.9.0.1", 2_000_000, PORT)
     wait_for(lambda: destinations(agent)[0]["room_bytes"] == 1264, "the room to follow the path")
-    segments = segment_bytes(vm)
+    sender = vm.start(send_bulk, "10.9.0.1", 60_000_000, PORT)
+    segments = wait_for(lambda: segment_bytes(vm), "the connection")
     sender.result()
     watcher = sensor.start(seen_frames, "eth0", 0.8)
     wait_for(lambda: sensor.call(is_watched), "the watcher")
     vm.call(send_bulk, "10.9.0.1", 2_000_000, PORT)
     frames, report = watcher.result(), agent.stop()
     server.terminate()
+    sink.terminate()
     (about,) = report["link"]["destinations"]
 
     assert before["room_bytes"] == 1464
     assert segments == {"mss:1448", "pmtu:1500"}
-    assert "does not answer" not in trouble(agent) if agent.process.poll() is None else True
     assert len(frames) > 100
     counter = {"split": "split", "truncate": "truncated", "drop": "dropped"}[policy]
     assert about[counter] > before[counter]
@@ -82,11 +86,14 @@ def test_a_path_that_becomes_narrower(
 
 def test_a_port_that_nobody_listens_on(rig: Rig, pair: tuple[Host, Host]) -> None:
     """A refusing sensor is told of; its copies arrived and are no loss."""
-    vm, _ = pair
+    vm, peer = pair
+    sink = peer.start(udp_sink, 9000, None, 30.0)  # or its refusals would use up the ICMP messages of a second
+    peer.wait_for_port(9000)
     agent = rig.agent(vm, to="vxlan://10.9.0.1?vni=7")
     vm.call(udp_send, "10.9.0.1", 9000, 2000, 2000, 200)
     wait_for(lambda: "connection refused" in trouble(agent), "the refusal", 5.0)
     report = agent.stop()
+    sink.terminate()
 
     assert report["link"]["destinations"][0]["faults"]["connection_refused"] > 0
     assert report["captured"] == report["delivered"] > 2000
@@ -100,14 +107,14 @@ def test_a_host_that_does_not_answer(rig: Rig, pair: tuple[Host, Host]) -> None:
     sink = peer.start(udp_sink, 9000, None, 2.0)
     peer.wait_for_port(9000)
     before = agent.memory_bytes()
-    sender = vm.start(udp_send, "10.9.0.1", 9000, 120_000, 20_000, 500)
+    sender = vm.start(udp_send, "10.9.0.1", 9000, 80_000, 20_000, 500)
     wait_for(lambda: "no route to host" in trouble(agent), "the neighbour to fail", 5.0)
     sent = sender.result(20)
     grown = agent.memory_bytes() - before
     report = agent.stop()
 
-    assert sink.result().distinct == sent.packets == 120_000
-    assert report["lost_on_link"] > 20_000
+    assert sink.result().distinct == sent.packets == 80_000
+    assert report["lost_on_link"] > 10_000
     assert report["captured"] == report["delivered"] + report["lost_on_link"] + report["dropped_by_ring"]
     assert grown < 70_000_000  # the ring, as it is touched, and a little
 
@@ -134,15 +141,21 @@ def test_a_route_that_goes_and_comes(rig: Rig, routed: tuple[Host, Host, Host, H
 
 
 def test_a_companion_port_tells(rig: Rig, pair: tuple[Host, Host]) -> None:
-    """With check=PORT a sensor is gone when that port no longer accepts connections, and back when it does."""
+    """With check=PORT a sensor is gone when that port no longer accepts connections; what goes there is lost."""
     vm, peer = pair
-    agent = rig.agent(vm, to="vxlan://10.9.0.1?vni=7&check=8088", connected=False)
-    wait_for(lambda: destinations(agent) if "destinations" in agent.status()["link"] else None, "the agent")
-    wait_for(lambda: "TCP port 8088" in trouble(agent), "the closed port to be told", 5.0)
     server = peer.start(serve_bulk, 8088)
-    wait_for(lambda: destinations(agent)[0]["well"], "the open port to be told", 10.0)
+    peer.wait_for_port(8088)
+    agent = rig.agent(vm, to="vxlan://10.9.0.1?vni=7&check=8088")
+    time.sleep(1.2)
+    assert destinations(agent)[0]["well"]
     server.terminate()
-    agent.stop()
+    server.wait()
+    wait_for(lambda: "TCP port 8088" in trouble(agent), "the closed port to be told", 5.0)
+    vm.call(udp_send, "10.9.0.1", 9000, 100, 1000, 200)
+    report = agent.stop()
+
+    assert report["lost_on_link"] >= 100
+    assert report["captured"] == report["delivered"] + report["lost_on_link"]
 
 
 def _flows(first_port: int) -> None:
@@ -151,15 +164,17 @@ def _flows(first_port: int) -> None:
 
 
 @pytest.mark.parametrize("mode", ["balance", "replicate"])
-def test_several_sensors(rig: Rig, routed: tuple[Host, Host, Host, Host], mode: str, tmp_path: "Path") -> None:
+def test_several_sensors(rig: Rig, routed: tuple[Host, Host, Host, Host], mode: str, tmp_path: Path) -> None:
     """Balanced, each flow goes to one sensor, whole, and to another when that one is gone; replicated, to all."""
     vm, peer, _, sensor = routed
+    for ifname in ("eth0", "eth1"):  # outer packets are seen as on a wire
+        vm.run(["ethtool", "-K", ifname, "tx-udp-segmentation", "off"])
     config = tmp_path / "agent.toml"
     config.write_text(f'mode = "{mode}"\nto = ["vxlan://10.9.0.1?vni=7", "vxlan://10.7.0.1?vni=8"]\n')
     sinks = {host: host.start(seen_frames, "eth0", 3.0, b"\x12\xb5") for host in (peer, sensor)}
-    holders = [host.start(udp_sink, 4789, None, 30.0) for host in (peer, sensor)]
-    for host in (peer, sensor):
-        host.wait_for_port(4789)
+    holders = [host.start(udp_sink, port, None, 30.0) for host, port in ((peer, 4789), (sensor, 4789), (peer, 9000))]
+    for host, port in ((peer, 4789), (sensor, 4789), (peer, 9000)):
+        host.wait_for_port(port)
     agent = rig.start(
         vm, "run", "-i", "eth0", "--full", "-c", str(config), "--filter", "udp port 9000", report="vm.json"
     )
@@ -174,7 +189,8 @@ def test_several_sensors(rig: Rig, routed: tuple[Host, Host, Host, Host], mode: 
     vm.call(_flows, 40_000)
     time.sleep(0.3)
     report = agent.stop()
-    holders[1].terminate()
+    for holder in holders[1:]:
+        holder.terminate()
     after = report["link"]["destinations"]
 
     flows = {host: {frame[84:86] for frame in frames} for host, frames in seen.items()}
