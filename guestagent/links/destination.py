@@ -113,7 +113,9 @@ class Destination:
         if faults.total() > self._faults_seen.total():
             new = faults - self._faults_seen
             self._faults_seen = Counter(faults)
-            self._fail(now, " and ".join(name.replace("_", " ") for name in sorted(new)), not new.keys() <= _ARRIVED)
+            arrived = new.keys() <= _ARRIVED
+            if not (arrived and self.endpoint.check):  # the companion port knows better
+                self._fail(now, " and ".join(name.replace("_", " ") for name in sorted(new)), not arrived)
         elif self.is_gone and now >= self._gone_until:
             self.is_gone, self.is_unreachable, self.trouble, self._back_at = False, False, "", now
 

@@ -116,6 +116,10 @@ class Way:
         while self._busy and allowed_bytes > sent_bytes and not self.is_blocked:
             lane = self._busy[0]
             count = self._allowed(lane, allowed_bytes - sent_bytes)
+            if not count:
+                if sent_bytes:
+                    break
+                count = 1  # a debt of the bucket's, or a cap below a datagram would let none out
             taken, error = self.sender.send(lane.number, lane.datagrams[:count], lane.sizes[:count])
             size = sum(lane.sizes[:taken])
             sent_bytes += size + taken * self.sender.outer_bytes
@@ -130,12 +134,12 @@ class Way:
         return sent_bytes
 
     def _allowed(self, lane: Lane, allowed_bytes: float) -> int:
-        """How many datagrams may leave: one at least, the bucket takes a debt."""
+        """How many datagrams may leave."""
         if allowed_bytes == inf:
             return len(lane.sizes)
         outer = self.sender.outer_bytes
         ends = accumulate(size + outer for size in lane.sizes)
-        return max(1, sum(1 for _ in takewhile(lambda end: end <= allowed_bytes, ends)))
+        return sum(1 for _ in takewhile(lambda end: end <= allowed_bytes, ends))
 
     def _obstacle(self, lane: Lane, error: int) -> None:
         if error in WAITING:
