@@ -28,7 +28,7 @@ def trouble(agent: Process) -> str:
 def routed(lab: Lab) -> tuple[Host, Host, Host, Host]:
     """VM (10.9.0.2), peer (10.9.0.1), and behind a router (10.8.0.2 here, 10.7.0.2 there) a sensor, 10.7.0.1."""
     vm, peer, router, sensor = (lab.host(name) for name in ("vm", "peer", "router", "sensor"))
-    lab.link(vm, peer)
+    lab.link(vm, peer, mtu=1400)  # its frames fit into a tunnel to the sensor at first
     lab.link(vm, router, "eth1", "near", a_addresses=("10.8.0.1/24",), b_addresses=("10.8.0.2/24",))
     lab.link(router, sensor, "far", "eth0", a_addresses=("10.7.0.2/24",), b_addresses=("10.7.0.1/24",))
     router.run(["sysctl", "-qw", "net.ipv4.ip_forward=1"])
@@ -73,7 +73,7 @@ def test_a_path_that_becomes_narrower(
     (about,) = report["link"]["destinations"]
 
     assert before["room_bytes"] == 1464
-    assert segments == {"mss:1448", "pmtu:1500"}
+    assert segments == {"mss:1348", "pmtu:1400"}
     assert len(frames) > 100
     counter = {"split": "split", "truncate": "truncated", "drop": "dropped"}[policy]
     assert about[counter] > before[counter]
