@@ -57,11 +57,11 @@ def parse_endpoint(url: str, where: str, *, passive: bool = False) -> Endpoint:
         if not rest:
             raise ConfigError(f"{where}: {url!r} names no directory: write dir:PATH")
         return Endpoint("dir", path=rest)
-    if scheme in TUNNEL_FORMS and not passive:
-        return _tunnel(url, scheme, where)
+    if scheme in TUNNEL_FORMS:
+        return _tunnel_listener(url, scheme, where) if passive else _tunnel(url, scheme, where)
     if scheme != "tcp" or not rest.startswith("//"):
-        also = "" if passive else ", or a tunnel, vxlan:// geneve:// gre:// erspan://"
-        raise ConfigError(f"{where}: {url!r} is no address that this version knows: write {usable}{also}")
+        also = "or a tunnel, vxlan:// geneve:// gre:// erspan://"
+        raise ConfigError(f"{where}: {url!r} is no address that this version knows: write {usable}, {also}")
     parts, port = _split(url, where, usable)
     if parts.query:
         raise ConfigError(f"{where}: {url!r} has parts that mean nothing here: write {usable}")
@@ -81,6 +81,19 @@ def _split(url: str, where: str, usable: str) -> tuple[SplitResult, int | None]:
     if parts.path not in ("", "/") or parts.fragment or parts.username is not None:
         raise ConfigError(f"{where}: {url!r} has parts that mean nothing here: write {usable}")
     return parts, port
+
+
+def _tunnel_listener(url: str, scheme: str, where: str) -> Endpoint:
+    """Where copies of any key are taken; the host may be left out."""
+    from guestagent.encap.tunnel import TUNNELS
+
+    tunnel, usable = TUNNELS[scheme], TUNNEL_FORMS[scheme].partition("?")[0]
+    parts, port = _split(url, where, usable)
+    if parts.query:
+        raise ConfigError(f"{where}: {url!r} has parts that mean nothing here, copies of any key are taken: {usable}")
+    if not url.startswith(f"{scheme}://") or (port is not None and not tunnel.port):
+        raise ConfigError(f"{where}: {url!r} is no address that {scheme} can have: write {usable}")
+    return Endpoint(scheme, parts.hostname or "", tunnel.port if port is None else port)
 
 
 def _tunnel(url: str, scheme: str, where: str) -> Endpoint:
