@@ -57,8 +57,14 @@ _RUN_OPTIONS = (
 )
 _COLLECT_OPTIONS = (
     _CONFIG,
-    _option("--listen", action="append", metavar="URL", help="tcp://HOST:4795"),
+    _option(
+        "--listen", action="append", metavar="URL", help="tcp://HOST:4795, or vxlan:// geneve:// gre:// erspan://HOST"
+    ),
     _option("--write", metavar="PATH|-", help="directory, NAME.pcapng, or - for standard output; default: captures"),
+    _option("--tap", metavar="NAME", help="TAP device with every frame; tap-%%a: one for each agent"),
+    _option(
+        "--relay", action="append", metavar="URL", help="sensor that gets every frame, vxlan://HOST?vni=N and so on"
+    ),
     _DURATION,
     _REPORT,
 )

@@ -23,6 +23,9 @@ SHEDDING = ("heavy", "thin", "headers", "sample", "pause")
 """From what tells least to what tells all; a list of fewer leaves the others out."""
 FLOOR_NAMES = ("never below headers", "never sample", "never slice")
 DIRECTIONS = ("in", "out")
+MOST_DEVICE_BYTES, LEAST_AGENT_BYTES = 15, 8
+"""IFNAMSIZ less its NUL; and what an agent takes of it where its own name is longer: a hash."""
+_DEVICE = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,15}")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -138,6 +141,17 @@ def keys(value: Any, where: str) -> dict[str, int]:
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 1 << 32:
             raise ConfigError(f"{where}.{name}: {number!r} must be a whole number from 0 to 4294967295")
     return dict(value)
+
+
+def tap(value: Any, where: str) -> str:
+    """A device's name; `%a` in it stands for the agent."""
+    room = MOST_DEVICE_BYTES - (LEAST_AGENT_BYTES - len("%a") if "%a" in str(value) else 0)
+    if not isinstance(value, str) or not _DEVICE.fullmatch(value.replace("%a", "a", 1)) or len(value) > room:
+        raise ConfigError(
+            f"{where}: {value!r} is no device name: write 1 to {MOST_DEVICE_BYTES} of A-Z a-z 0-9 . _ -, "
+            f"or 'tap-%a' for a device of each agent, with at most {MOST_DEVICE_BYTES - LEAST_AGENT_BYTES} beside %a"
+        )
+    return value
 
 
 def one_of(*known: str) -> Callable[[Any, str], str]:

@@ -105,6 +105,11 @@ class Spread:
                 sent_bytes += way.flush(allowed_bytes - sent_bytes)
         return sent_bytes
 
+    def keep(self, most_bytes: int) -> None:
+        """The records are about to go: each way copies what waits, so many bytes at most, and loses the rest."""
+        for way in self._by_name.values():
+            way.keep(most_bytes)
+
     def settle(self, now: float) -> int:
         """All that was added has left: how many of its records were lost, because of no room or no way.
 

@@ -5,6 +5,7 @@ message takes many. Frames of a conversation share a lane and keep their order; 
 """
 
 import errno
+from bisect import bisect_right
 from collections import Counter
 from itertools import accumulate, takewhile
 from math import inf
@@ -149,6 +150,23 @@ class Way:
         else:
             self._lose(reason(error), len(lane.sizes), sum(lane.firsts))
             lane.remove(len(lane.sizes))
+
+    def keep(self, most_bytes: int) -> None:
+        """Nothing has left for now, and the records go: what waits is copied; what is beyond the bound is lost."""
+        room = most_bytes
+        for lane in reversed(self._busy):
+            room_before = room
+            room -= sum(lane.sizes)
+            if room < 0:
+                count = bisect_right(list(accumulate(lane.sizes)), room_before)
+                self._lose("full", len(lane.sizes) - count, sum(lane.firsts[count:]))
+                del lane.datagrams[count:], lane.sizes[count:], lane.firsts[count:]
+                room = room_before - sum(lane.sizes)
+            lane.datagrams[:] = [
+                one if len(one) == 2 and isinstance(one[1], bytes) else (one[0], b"".join(one[1:]))
+                for one in lane.datagrams
+            ]
+        self._busy = [lane for lane in self._busy if lane.sizes]
 
     def follow_path(self) -> None:
         """Fit to what the sender knows of the path from now on."""

@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # A direct tunnel has no collector behind it: it walks the records itself, on the way to an endpoint.
     "links": WORDS | {"loop", "tapstream", "encap", "endpoint", "capture.block"},
     # Of capture the collector knows the layout of a record alone.
-    "collector": WORDS | {"loop", "tapstream", "encap", "links", "capture.block"},
+    "collector": WORDS | {"loop", "tapstream", "encap", "links", "endpoint", "capture.block"},
     "observe": WORDS | {"loop"},
     "mirror": WORDS | {"config"},
     # The lab starts the command as a user would, in a process of its own.
@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "start": WORDS | {"capture", "config", "observe", "route"},
     "route": WORDS | {"capture", "links", "endpoint"},
     # The collector's desk: it runs on another machine and knows nothing of agent, capture or governor.
-    "collect": WORDS | {"collector", "config", "identity", "links", "loop", "observe", "tapstream"},
+    "collect": WORDS | {"collector", "config", "endpoint", "identity", "links", "loop", "observe", "tapstream"},
 }
 """Room or top-level module: what it may import of guestagent, beside itself and `guestagent.__version__`."""
 
@@ -62,6 +62,7 @@ PURE = (
     "capture/dissect.py",
     "capture/flowhash.py",
     "capture/stages/*.py",
+    "collector/foreign.py",
     "collector/summary.py",
     "collector/sinks/pcapng.py",
     "mirror/spec.py",
