@@ -30,6 +30,9 @@ class Endpoint:
     check: int = 0
     """Of a tunnel: a TCP port that accepts connections while the sensor is well; 0: none."""
 
+    any_key: bool = False
+    """Of a tunnel that is listened to: copies of any key are taken."""
+
     @property
     def is_tunnel(self) -> bool:
         """Is it a one-way tunnel to a sensor?"""
@@ -39,7 +42,7 @@ class Endpoint:
         if self.scheme == "dir":
             return f"dir:{self.path}"
         host = f"[{self.host}]" if ":" in self.host else self.host
-        query = f"?{_key_name(self.scheme)}={self.key}" if self.is_tunnel else ""
+        query = f"?{_key_name(self.scheme)}={self.key}" if self.is_tunnel and not self.any_key else ""
         if self.check:
             query += f"&check={self.check}"
         return f"{self.scheme}://{host}{f':{self.port}' if self.port or not self.is_tunnel else ''}{query}"
@@ -91,9 +94,9 @@ def _tunnel_listener(url: str, scheme: str, where: str) -> Endpoint:
     parts, port = _split(url, where, usable)
     if parts.query:
         raise ConfigError(f"{where}: {url!r} has parts that mean nothing here, copies of any key are taken: {usable}")
-    if not url.startswith(f"{scheme}://") or (port is not None and not tunnel.port):
+    if not url.startswith(f"{scheme}://") or port == 0 or (port and not tunnel.port):
         raise ConfigError(f"{where}: {url!r} is no address that {scheme} can have: write {usable}")
-    return Endpoint(scheme, parts.hostname or "", tunnel.port if port is None else port)
+    return Endpoint(scheme, parts.hostname or "", port or tunnel.port, any_key=True)
 
 
 def _tunnel(url: str, scheme: str, where: str) -> Endpoint:

@@ -324,6 +324,6 @@ def test_any_text_is_an_endpoint_or_refused(text: str) -> None:
             endpoint = parse_endpoint(text, "--to", passive=passive)
         except ConfigError:
             continue
-        assert endpoint.scheme == "tcp" or not passive
+        assert endpoint.scheme == "tcp" or endpoint.any_key is passive
         assert endpoint == parse_endpoint(str(endpoint), "--to", passive=passive)
         assert 0 <= endpoint.port <= 65535
