@@ -103,6 +103,13 @@ class Agent:
             embedded = EmbeddedCollector(endpoint.path, config.rotate_bytes, config.rotate_seconds, config.retain_bytes)
             stack.callback(embedded.close)
             link = LocalLink(endpoint.path, embedded, self._desk, now)
+        elif endpoint.is_tunnel:
+            from guestagent.links.direct import DirectLink
+
+            config = self._config
+            link = DirectLink(
+                config.to, self._desk, self._loop, mode=config.mode, oversize=config.oversize, keys=config.keys
+            )
         else:
             from guestagent.links.stream import StreamLink
 

@@ -67,6 +67,8 @@ def _collector(config: RunConfig) -> str:
     endpoint = config.to[0]
     if endpoint.scheme == "dir":
         return f"none; the agent writes to {endpoint.path}"
+    if endpoint.is_tunnel:
+        return f"{', '.join(map(str, config.to))}: a tunnel has no answers; status tells what the network says of it"
     try:
         socket.create_connection((endpoint.host, endpoint.port), COLLECTOR_PATIENCE_SECONDS).close()
     except OSError as error:
@@ -75,7 +77,8 @@ def _collector(config: RunConfig) -> str:
 
 
 def _route(config: RunConfig) -> str:
-    refuse_tunnel_loop(config.to[0], config.interface)
+    for endpoint in config.to:
+        refuse_tunnel_loop(endpoint, config.interface)
     return "copies do not come back into the capture"
 
 

@@ -31,12 +31,16 @@ _CONFIG = _option("-c", "--config", metavar="FILE", help="TOML with the names of
 _DURATION = _option("--duration", type=float, metavar="S", help="stop after S seconds")
 _REPORT = _option("--report", metavar="FILE", help="write the ledger as JSON at the end")
 
+_TO_HELP = (
+    "tcp://HOST[:4795], dir:PATH, or a tunnel to a sensor: vxlan://HOST?vni=N, geneve://HOST?vni=N, gre://HOST?key=N, "
+    "erspan://HOST?session=N; default: dir:captures"
+)
 _RUN_OPTIONS = (
     _CONFIG,
     _option(
         "-i", "--interface", action="append", metavar="IFACE", help="interface or glob; default: the default route's"
     ),
-    _option("--to", action="append", metavar="URL", help="tcp://HOST[:4795] or dir:PATH; default: dir:captures"),
+    _option("--to", action="append", metavar="URL", help=_TO_HELP),
     _option("--filter", metavar="EXPR", help="pcap-filter expression, decided in the kernel"),
     _option("--slice", metavar="N|headers|full", help="bytes of each frame to keep; default: full"),
     _option("--keep", type=float, metavar="FRACTION", help="copy this fraction of the flows, each whole or not at all"),
@@ -54,8 +58,14 @@ _RUN_OPTIONS = (
 )
 _COLLECT_OPTIONS = (
     _CONFIG,
-    _option("--listen", action="append", metavar="URL", help="tcp://HOST:4795"),
+    _option(
+        "--listen", action="append", metavar="URL", help="tcp://HOST:4795, or vxlan:// geneve:// gre:// erspan://HOST"
+    ),
     _option("--write", metavar="PATH|-", help="directory, NAME.pcapng, or - for standard output; default: captures"),
+    _option("--tap", metavar="NAME", help="TAP device with every frame; tap-%%a: one for each agent"),
+    _option(
+        "--relay", action="append", metavar="URL", help="sensor that gets every frame, vxlan://HOST?vni=N and so on"
+    ),
     _DURATION,
     _REPORT,
 )

@@ -9,8 +9,13 @@ from guestagent import __version__, identity
 from guestagent.collector.registry import Registry
 from guestagent.collector.server import Server
 from guestagent.collector.sinks.directory import Rotation
+from guestagent.collector.sinks.outlet import Outlet
+from guestagent.collector.sinks.relay import Relay
 from guestagent.collector.sinks.shared import open_sink
+from guestagent.collector.sinks.tap import TapOutlet
+from guestagent.collector.tunnels import Tunnels
 from guestagent.config import CollectConfig
+from guestagent.endpoint import Endpoint
 from guestagent.errors import RunError
 from guestagent.loop import READABLE, Loop
 from guestagent.observe import reports
@@ -31,6 +36,7 @@ class Collector:
         self._loop = Loop()
         self._stop_reason = ""
         self._live = LiveLine()
+        self._outlets: list[Outlet] = []
 
     def run(self) -> int:
         """Open everything, loop, close, report. Raises GuestagentError where it can't begin."""
@@ -39,53 +45,86 @@ class Collector:
         reports.check_writable(config.report)
         rotation = Rotation(config.rotate_bytes, config.rotate_seconds, config.retain_bytes)
         sink = open_sink(config.write, rotation, fsync=config.fsync, stdout=_private_stdout)
+        self._outlets = _open_outlets(config, self._loop)
         collector_id = config.collector_id or identity.agent_id()
-        registry = Registry(sink, collector_id, __version__)
-        server = Server(self._loop, registry)
+        registry = Registry(sink, collector_id, __version__, self._outlets)
+        self._server = Server(self._loop, registry)
+        self._tunnels = Tunnels(self._loop, registry)
         try:
             for endpoint in config.listen:
-                host, port = server.listen(endpoint.host, endpoint.port)
-                log.info("collector %s listens on %s:%d, writes to %s", collector_id, host, port, config.write)
-            with_status(self._loop, server, self._work)
+                for name in self._listen(endpoint):
+                    log.info("collector %s listens on %s, %s", collector_id, name, _whither(config))
+            self._with_status()
         finally:
-            server.close()
+            self._tunnels.close()
+            self._server.close()
             registry.close()
             self._live.clear()
             if config.report:
-                reports.write(config.report, {**registry.report(), "refused": server.refused})
+                reports.write(config.report, {**self._status(), **registry.report()})
             self._loop.close()
         log.info("%s", self._stop_reason)
         return 0
 
+    def _listen(self, endpoint: Endpoint) -> list[str]:
+        """The addresses that a `--listen` got."""
+        if endpoint.is_tunnel:
+            return self._tunnels.listen(endpoint)
+        host, port = self._server.listen(endpoint.host, endpoint.port)
+        return [f"{host}:{port}"]
+
+    def _status(self) -> dict[str, Any]:
+        """What `guestagent status` shows."""
+        snapshot = {**self._server.status(), **self._tunnels.describe()}
+        for outlet in self._outlets:
+            snapshot |= outlet.describe()
+        return snapshot
+
     def _signalled(self) -> None:
         self._stop_reason = "stopped by a signal"
 
-    def _work(self, server: Server) -> None:
+    def _with_status(self) -> None:
+        """Work, with a status socket beside it."""
+        status = StatusSocket("collector", lambda: {"role": "collector", "version": __version__, **self._status()})
+        self._loop.watch(status, READABLE, status.answer)
+        try:
+            self._work()
+        finally:
+            self._loop.forget(status)
+            status.close()
+
+    def _work(self) -> None:
         stop_signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         self._loop.on_signals(dict.fromkeys(stop_signals, self._signalled))
         until = self._loop.now() + self._config.duration if self._config.duration else float("inf")
         live_at = self._loop.now()
+        timed: list[Server | Tunnels | Outlet] = [self._server, self._tunnels, *self._outlets]
         while not self._stop_reason:
             now = self._loop.now()
             if now >= until:
                 self._stop_reason = "the duration is over"
             if self._live.is_on and now >= live_at:
                 live_at = now + LIVE_SECONDS
-                self._live.show(_live_text(server.status()))
-            server.tick(now)
-            due = min(server.deadline(now), until, live_at if self._live.is_on else until)
+                self._live.show(_live_text(self._server.status()))
+            for one in timed:
+                one.tick(now)
+            due = min(*(one.deadline(now) for one in timed), until, live_at if self._live.is_on else until)
             self._loop.run_once(due - self._loop.now())
 
 
-def with_status(loop: Loop, server: Server, work: Any) -> None:
-    """Run `work(server)` with a status socket beside it."""
-    status = StatusSocket("collector", lambda: {"role": "collector", "version": __version__, **server.status()})
-    loop.watch(status, READABLE, status.answer)
-    try:
-        work(server)
-    finally:
-        loop.forget(status)
-        status.close()
+def _open_outlets(config: CollectConfig, loop: Loop) -> list[Outlet]:
+    outlets: list[Outlet] = [TapOutlet(config.tap)] if config.tap else []
+    if config.relay:
+        outlets.append(Relay(config.relay, loop, mode=config.mode, oversize=config.oversize, keys=config.keys))
+    return outlets
+
+
+def _whither(config: CollectConfig) -> str:
+    """Where frames go, in words."""
+    places = [f"writes to {config.write}"] if config.write else []
+    places += [f"shows frames on the TAP device {config.tap}"] if config.tap else []
+    places += [f"relays to {', '.join(map(str, config.relay))}"] if config.relay else []
+    return ", ".join(places)
 
 
 def _live_text(status: dict[str, Any]) -> str:

@@ -5,13 +5,14 @@ have the names of the keys and win over the file.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from guestagent import values
+from guestagent.endpoint import TUNNEL_FORMS, Endpoint
 from guestagent.errors import ConfigError
-from guestagent.values import FLOOR_NAMES, SHEDDING, Endpoint
+from guestagent.values import FLOOR_NAMES, SHEDDING
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,12 @@ class RunConfig:
     interface: tuple[str, ...] = ()
     """Names and globs; none: the interface of the default route."""
     to: tuple[Endpoint, ...] = (Endpoint("dir", path="captures"),)
+    mode: str = "balance"
+    """Of several tunnels: each flow to one that is well (`balance`), or every copy to all (`replicate`)."""
+    oversize: str = "split"
+    """What becomes of frames that are longer than a tunnel has room for: `split`, `truncate`, `drop`."""
+    keys: dict[str, int] = field(default_factory=dict)
+    """Tunnel keys by `INTERFACE`, `in`, `out`, `INTERFACE in`, `INTERFACE out`; the URL's for the rest."""
     filter: str = ""
     """A pcap-filter expression."""
     slice: str | int = "full"
@@ -65,6 +72,17 @@ class CollectConfig:
 
     listen: tuple[Endpoint, ...] = ()
     write: str = "captures"
+    """Empty, nothing is written: the default where a TAP device or a relay takes the frames."""
+    tap: str = ""
+    """Name of a TAP device; with `%a` one for each agent."""
+    relay: tuple[Endpoint, ...] = ()
+    """Sensors that get every frame."""
+    mode: str = "balance"
+    """Of several sensors: each flow to one of them that is well (`balance`), or every copy to all (`replicate`)."""
+    oversize: str = "split"
+    """What becomes of frames that are longer than a tunnel has room for: `split`, `truncate`, `drop`."""
+    keys: dict[str, int] = field(default_factory=dict)
+    """Tunnel keys by `AGENT/INTERFACE`, `AGENT`, or `in` and `out`, alone or behind these; the URL's for the rest."""
     rotate_bytes: int = 256 << 20
     rotate_seconds: float = 0.0
     retain_bytes: int = 0
@@ -82,9 +100,15 @@ _FILES: dict[str, Callable[[Any, str], Any]] = {
     "duration": values.seconds,
     "report": values.text,
 }
+_TUNNELS: dict[str, Callable[[Any, str], Any]] = {
+    "mode": values.one_of("balance", "replicate"),
+    "oversize": values.one_of("split", "truncate", "drop"),
+    "keys": values.keys,
+}
 _RUN_KEYS: dict[str, Callable[[Any, str], Any]] = {
     **_FILES,
     "interface": values.list_of(values.text),
+    **_TUNNELS,
     "to": values.list_of(values.destination),
     "filter": values.text,
     "slice": values.slice_,
@@ -106,7 +130,10 @@ _RUN_KEYS: dict[str, Callable[[Any, str], Any]] = {
 _COLLECT_KEYS: dict[str, Callable[[Any, str], Any]] = {
     **_FILES,
     "listen": values.list_of(values.listener),
+    **_TUNNELS,
     "write": values.text,
+    "tap": values.tap,
+    "relay": values.list_of(values.destination),
     "fsync": values.switch,
     "collector_id": values.name,
 }
@@ -147,14 +174,39 @@ def load_run(path: str | None, flags: dict[str, Any]) -> RunConfig:
 def _checked(config: RunConfig) -> RunConfig:
     if not config.to:
         raise ConfigError("to: the list is empty: name a destination or leave the key out")
-    if len(config.to) > 1:
-        raise ConfigError("to: this version sends to one destination: name one")
+    if len(config.to) > 1 and not all(one.is_tunnel for one in config.to):
+        raise ConfigError("to: this version sends to one destination, or to several tunnels: name one")
+    if len(set(config.to)) < len(config.to):
+        raise ConfigError("to: the same destination is named twice: name each once")
+    if config.keys:
+        _check_keys(config.keys, config.to, "--to")
     return config
+
+
+def _check_keys(keys: dict[str, int], endpoints: tuple[Endpoint, ...], flag: str) -> None:
+    from guestagent.encap.tunnel import TUNNELS
+
+    if not endpoints or not endpoints[0].is_tunnel:
+        raise ConfigError(f"keys: only tunnels have keys: leave them out, or name a tunnel with {flag}")
+    tunnel = min((TUNNELS[one.scheme] for one in endpoints), key=lambda one: one.most_key)
+    for name, key in keys.items():
+        if key > tunnel.most_key:
+            raise ConfigError(f"keys.{name}: {key} is more than the {tunnel.most_key} that a {tunnel.key_name} can be")
 
 
 def load_collect(path: str | None, flags: dict[str, Any]) -> CollectConfig:
     """The config of `collect`. Raises ConfigError."""
-    config = CollectConfig(**_merge(path, flags, _COLLECT_KEYS))
+    merged = _merge(path, flags, _COLLECT_KEYS)
+    if merged.get("tap") or merged.get("relay"):
+        merged.setdefault("write", "")
+    config = CollectConfig(**merged)
     if not config.listen:
         raise ConfigError("no --listen: write for example --listen tcp://0.0.0.0:4795")
+    for one in config.relay:
+        if not one.is_tunnel:
+            raise ConfigError(f"relay: {one} is no tunnel: write {', '.join(TUNNEL_FORMS.values())}")
+    if len(set(config.relay)) < len(config.relay):
+        raise ConfigError("relay: the same sensor is named twice: name each once")
+    if config.keys:
+        _check_keys(config.keys, config.relay, "--relay")
     return config

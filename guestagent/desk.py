@@ -60,6 +60,8 @@ class Desk:
         """What the collector remarks with its acknowledgements, such as a full disk."""
         self._started_ns = time.time_ns()
         self._exclusions: deque[Exclusion] = deque(maxlen=KEPT_EXCLUSIONS)
+        self._tunnels: list[Exclusion] = []
+        """Exclusions that hold for the whole run."""
 
     def hello(self) -> AgentHello:
         """This run, as of now."""
@@ -78,7 +80,11 @@ class Desk:
 
     def exclude(self, exclusion: Exclusion) -> None:
         """Leave one more connection of ours out of the capture."""
-        self._exclusions.append(exclusion)
+        if exclusion in self._tunnels:
+            return
+        (self._exclusions if exclusion.local_port and not exclusion.last_local_port else self._tunnels).append(
+            exclusion
+        )
         self._attach(self.capture, self.selection)
 
     # -- the filter -----------------------------------------------------------------------------------------------
@@ -128,7 +134,7 @@ class Desk:
 
     def _swap(self, capture: Capture, selection: Selection) -> None:
         for source in self.tap.sources:
-            source.attach(capture.program(source.interface.id, tuple(self._exclusions), selection))
+            source.attach(capture.program(source.interface.id, (*self._tunnels, *self._exclusions), selection))
             source.pause(selection.paused)
         self.selection = selection
         self.swaps_ns.append(time.time_ns())
@@ -179,6 +185,7 @@ class Desk:
     def acknowledged(self, sequence: int, collector_id: str, notes: dict[str, Any]) -> None:
         """Settle what a collector made safe."""
         self._settle(sequence, collector_id, decode_counts(notes.get("unsupported_gso", {})))
+        self.tap.note(collector_id, "lost_on_link", decode_counts(notes.get("lost_on_link", {})))
         self.collector_note = frames.printable(str(notes.get("note", ""))[:MOST_NOTE_CHARACTERS])
         if self.collector_note:
             log.warning("collector %s says: %s", collector_id, self.collector_note)
@@ -187,14 +194,14 @@ class Desk:
         if sequence > self.window.highest_sent:
             raise ProtocolError(f"it acknowledges frame {sequence}, which was never sent")
         self.tap.settle((pending.loan for pending in self.window.acknowledge(sequence)), delivered=True)
-        self.tap.note_unsupported(collector_id, unsupported)
+        self.tap.note(collector_id, "unsupported_gso", unsupported)
 
     def link_changed(self, connected: bool, text: str) -> None:
         """Say how the link is."""
         if connected:
             log.info("%s", text)
         else:
-            log.warning("%s; the ring holds on", text)
+            log.warning("%s", text)
 
     def interface_changed(self, interface: Interface) -> None:
         """Tell the collector of new facts."""

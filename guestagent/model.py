@@ -82,7 +82,10 @@ class Exclusion:
     """One connection of our own that the capture must not see, named as narrowly as the kernel lets us."""
 
     protocol: int
-    """IP protocol number: 6 TCP, 17 UDP."""
+    """IP protocol number: 6 TCP, 17 UDP; any other has no ports, then all of it with the remote address is meant."""
     remote_address: str
     remote_port: int
     local_port: int
+    last_local_port: int = 0
+    """Not 0: a tunnel, whose packets go one way, from this range of ports to the remote port. Those that come from the
+    remote address are left out, too: a tap there that sends its copies here would have them go round."""

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from guestagent.capture.interfaces import links, route_interface, select
+from guestagent.endpoint import Endpoint
 from guestagent.errors import ConfigError
 from guestagent.links.resolve import is_numeric
-from guestagent.values import Endpoint
 
 
 def refuse_tunnel_loop(endpoint: Endpoint, interfaces: Sequence[str]) -> None:

@@ -18,7 +18,8 @@ def begin(config: RunConfig) -> Capture:
     """Refuse what can be refused beforehand, then capture. Raises ConfigError, HostError."""
     refuse_small(writes_captures=config.to[0].scheme == "dir")
     check_writable(config.report)
-    refuse_tunnel_loop(config.to[0], config.interface)
+    for endpoint in config.to:
+        refuse_tunnel_loop(endpoint, config.interface)
     os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
     return open_capture(wish_of(config))
 

@@ -2,13 +2,10 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
+from guestagent.endpoint import Endpoint, parse_endpoint
 from guestagent.errors import ConfigError
-
-DEFAULT_PORT = 4795
 
 _BYTE_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*([a-z]*)", re.IGNORECASE)
@@ -25,47 +22,11 @@ LEAST_PACKETS = 10
 SHEDDING = ("heavy", "thin", "headers", "sample", "pause")
 """From what tells least to what tells all; a list of fewer leaves the others out."""
 FLOOR_NAMES = ("never below headers", "never sample", "never slice")
+DIRECTIONS = ("in", "out")
+MOST_DEVICE_BYTES, LEAST_AGENT_BYTES = 15, 8
+"""IFNAMSIZ less its NUL; and what an agent takes of it where its own name is longer: a hash."""
+_DEVICE = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,15}")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A parsed `--to` or `--listen`."""
-
-    scheme: str
-    host: str = ""
-    port: int = 0
-    path: str = ""
-
-    def __str__(self) -> str:
-        if self.scheme == "dir":
-            return f"dir:{self.path}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
-
-
-def parse_endpoint(url: str, where: str, *, passive: bool = False) -> Endpoint:
-    """`tcp://HOST[:PORT]` or `dir:PATH`. Raises ConfigError with what the URL may be."""
-    usable = "tcp://HOST:PORT" if passive else "tcp://HOST[:PORT] or dir:PATH"
-    scheme, _, rest = url.partition(":")
-    if scheme == "dir" and not passive:
-        if not rest:
-            raise ConfigError(f"{where}: {url!r} names no directory: write dir:PATH")
-        return Endpoint("dir", path=rest)
-    if scheme != "tcp" or not rest.startswith("//"):
-        raise ConfigError(f"{where}: {url!r} is no address that this version knows: write {usable}")
-    try:
-        parts = urlsplit(url)
-        port = DEFAULT_PORT if parts.port is None else parts.port
-    except ValueError as error:
-        raise ConfigError(f"{where}: {url!r} is no valid address ({error}): write {usable}") from error
-    if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
-        raise ConfigError(f"{where}: {url!r} has parts that mean nothing here: write {usable}")
-    if not parts.hostname and not passive:
-        raise ConfigError(f"{where}: {url!r} names no host: write {usable}")
-    if not passive and port == 0:
-        raise ConfigError(f"{where}: {url!r} names port 0: write {usable}")
-    return Endpoint("tcp", parts.hostname or "", port)
 
 
 # -- the table of config.py: (value, where) -> value; each raises ConfigError ------------------------------------------
@@ -167,6 +128,30 @@ def on_or_off(value: Any, where: str) -> bool:
     if not isinstance(value, bool) and value not in ("on", "off"):
         raise ConfigError(f"{where}: {value!r} must be on or off")
     return value in (True, "on")
+
+
+def keys(value: Any, where: str) -> dict[str, int]:
+    """VNI, key or session by `INTERFACE`, `in`, `out`, `INTERFACE in` or `INTERFACE out`."""
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: {value!r} must be a table of numbers by interface and direction")
+    for name, number in value.items():
+        interface, *direction = name.split()
+        if len(direction) > 1 or (direction and (direction[0] not in DIRECTIONS or interface in DIRECTIONS)):
+            raise ConfigError(f'{where}: {name!r} must be an interface, "in" or "out", or both as in "eth0 out"')
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 1 << 32:
+            raise ConfigError(f"{where}.{name}: {number!r} must be a whole number from 0 to 4294967295")
+    return dict(value)
+
+
+def tap(value: Any, where: str) -> str:
+    """A device's name; `%a` in it stands for the agent."""
+    room = MOST_DEVICE_BYTES - (LEAST_AGENT_BYTES - len("%a") if "%a" in str(value) else 0)
+    if not isinstance(value, str) or not _DEVICE.fullmatch(value.replace("%a", "a", 1)) or len(value) > room:
+        raise ConfigError(
+            f"{where}: {value!r} is no device name: write 1 to {MOST_DEVICE_BYTES} of A-Z a-z 0-9 . _ -, "
+            f"or 'tap-%a' for a device of each agent, with at most {MOST_DEVICE_BYTES - LEAST_AGENT_BYTES} beside %a"
+        )
+    return value
 
 
 def one_of(*known: str) -> Callable[[Any, str], str]:

@@ -36,6 +36,7 @@ missing_packages() {
 	ethtool ethtool
 	nc netcat-openbsd
 	nft nftables
+	ovs-vswitchd openvswitch-switch
 	END
     if ! venv_works && [ -z "$(find_python)" ]; then
         echo python3 python3-venv

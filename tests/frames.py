@@ -185,6 +185,10 @@ EXCLUSIONS = (
     Exclusion(TCP, "10.0.0.10", 4795, 0),
     Exclusion(GRE, "10.0.0.11", 0, 0),
     Exclusion(TCP, "::ffff:10.0.0.12", 4795, 40000),
+    Exclusion(UDP, "10.0.0.13", 4789, 61440, 61503),
+    Exclusion(UDP, "10.0.0.13", 4789, 33000, 33000),
+    Exclusion(UDP, "fd00::13", 6081, 61440, 61503),
+    Exclusion(GRE, "fd00::11", 0, 0),
 )
 
 
@@ -197,6 +201,29 @@ class OwnCase(NamedTuple):
 
 
 _REPLY = tcp(source=4795, destination=40000)
+_TUNNEL_PACKETS = (
+    *(
+        (f"tunnel over IPv4 from port {port}", IPV4, ipv4(UDP, udp(source=port), destination="10.0.0.13"), ours)
+        for port, ours in ((61439, False), (61440, True), (61503, True), (61504, False), (33000, True), (33001, False))
+    ),
+    *(
+        (
+            f"tunnel over IPv6 from port {port}",
+            IPV6,
+            ipv6(UDP, udp(source=port, destination=6081), destination="fd00::13"),
+            61440 <= port <= 61503,
+        )
+        for port in (61439, 61440, 61503, 61504)
+    ),
+    ("tunnel of the tap there", IPV4, ipv4(UDP, udp(source=61450), source="10.0.0.13"), True),
+    ("tunnel from elsewhere there", IPV4, ipv4(UDP, udp(source=50000), source="10.0.0.13", destination=HERE4), False),
+    ("tunnel to another host", IPV4, ipv4(UDP, udp(source=61450)), False),
+    ("tunnel of another kind", IPV4, ipv4(UDP, udp(source=61450, destination=6081), destination="10.0.0.13"), False),
+    ("answer out of a tunnel", IPV4, ipv4(UDP, udp(source=4789, destination=61450), source="10.0.0.13"), False),
+    ("GRE over IPv6", IPV6, ipv6(GRE, PAYLOAD, destination="fd00::11"), True),
+    ("GRE over IPv6, back", IPV6, ipv6(GRE, PAYLOAD, source="fd00::11"), True),
+    ("GRE over IPv6, another host", IPV6, ipv6(GRE, PAYLOAD, destination="fd00::12"), False),
+)
 _OWN_PACKETS = (
     ("to the collector", IPV4, ipv4(TCP, tcp()), True),
     ("from the collector", IPV4, ipv4(TCP, _REPLY, source=PEER4, destination=HERE4), True),
@@ -211,6 +238,7 @@ _OWN_PACKETS = (
     ("GRE", IPV4, ipv4(GRE, PAYLOAD, destination="10.0.0.11"), True),
     ("GRE, back", IPV4, ipv4(GRE, PAYLOAD, source="10.0.0.11"), True),
     ("IPv4-mapped address", IPV4, ipv4(TCP, tcp(), destination="10.0.0.12"), True),
+    *_TUNNEL_PACKETS,
     ("our ports, another host", IPV4, ipv4(TCP, tcp(), destination="10.0.0.8"), False),
     ("our ports, another host over IPv6", IPV6, ipv6(TCP, tcp(), destination="fd00::8"), False),
     ("another local port", IPV4, ipv4(TCP, tcp(source=40001)), False),

@@ -40,8 +40,8 @@ class Tap:
         """Of all blocks that the kernel retired, taken or not, as far as `look` saw them."""
         self._looked = {source.interface.id: 0 for source in sources}
         """How many blocks beyond those taken were looked at."""
-        self._told: dict[tuple[str, int], int] = {}
-        """Stale records that each collector has told of each interface, cumulative."""
+        self._told: dict[tuple[str, str, int], int] = {}
+        """What each collector has told of each reason and interface, cumulative."""
 
     @property
     def ring_bytes(self) -> int:
@@ -98,17 +98,17 @@ class Tap:
             if loan.is_last:
                 loan.source.release(loan.block)
 
-    def note_unsupported(self, collector_id: str, counts: dict[int, int]) -> None:
-        """Take a collector's cumulative count of stale records: they were never delivered, though sent and held.
+    def note(self, collector_id: str, why: str, counts: dict[int, int]) -> None:
+        """Take a cumulative count of records that were settled as delivered, and were not; `why`: a word of the ledger.
 
         Remembered per collector, so that an ACK or hello that repeats the count changes nothing.
         """
         for interface_id, count in counts.items():
             ledger = self.ledgers.get(interface_id)
             if ledger is not None:
-                new = count - self._told.get((collector_id, interface_id), 0)
-                self._told[collector_id, interface_id] = count
-                ledger.unsupported_gso += new
+                new = count - self._told.get((collector_id, why, interface_id), 0)
+                self._told[collector_id, why, interface_id] = count
+                setattr(ledger, why, getattr(ledger, why) + new)
                 ledger.delivered -= new
 
     def refresh(self) -> InterfaceLedger:

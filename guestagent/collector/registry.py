@@ -5,11 +5,12 @@ Used by the server for connections, and by the agent itself for `--to dir:PATH`.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from guestagent.collector.fidelity import MOST_INTERVALS
 from guestagent.collector.run import Run
+from guestagent.collector.sinks.outlet import Outlet
 from guestagent.collector.sinks.track import Resume, Track
 from guestagent.tapstream.hello import AgentHello, CollectorHello
 
@@ -81,8 +82,8 @@ class Agent:
 class Registry:
     """Finds or opens the run of a hello, and keeps the books."""
 
-    def __init__(self, sink: Sink, collector_id: str, version: str) -> None:
-        self._sink = sink
+    def __init__(self, sink: Sink, collector_id: str, version: str, outlets: Sequence[Outlet] = ()) -> None:
+        self._sink, self._outlets = sink, outlets
         self._collector_id, self._version = collector_id, version
         self.agents: dict[str, Agent] = {}
 
@@ -96,7 +97,9 @@ class Registry:
         run = agent.runs.get(hello.run_id)
         if run is None:
             self._end_dead_runs(agent, hello)
-            run = agent.runs[hello.run_id] = Run(hello, *self._sink.open_run(hello))
+            track, resume = self._sink.open_run(hello)
+            spouts = [outlet.open_run(hello) for outlet in self._outlets]
+            run = agent.runs[hello.run_id] = Run(hello, track, resume, spouts)
         held = run.resume_at(hello) if run.known_before else None
         run.known_before = True
         return run, CollectorHello(self._collector_id, self._version, held, run.place.unsupported_gso)
@@ -137,6 +140,8 @@ class Registry:
                     run.end("the collector stopped; the run may go on elsewhere")
                     agent.fold(run)
         self._sink.close()
+        for outlet in self._outlets:
+            outlet.close()
 
     def report(self) -> dict[str, Any]:
         """The collector's report: per agent what came, what was missing, what was written."""

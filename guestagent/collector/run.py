@@ -4,11 +4,13 @@ A connection comes and goes; the run stays until its BYE, or until the agent's n
 """
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from guestagent.capture.block import MalformedBlock
 from guestagent.collector.fidelity import Fidelity, utc
 from guestagent.collector.leases import Member
+from guestagent.collector.sinks.outlet import Spout
 from guestagent.collector.sinks.track import Resume, Track
 from guestagent.model import Interface
 from guestagent.tapstream.frames import SEQUENCED, Frame, Kind, ProtocolError, decode_block, decode_json
@@ -19,11 +21,12 @@ from guestagent.tapstream.session import AckClock, ReceiveState
 class Run:
     """Takes the numbered frames of a run in any order of connections; writes each once."""
 
-    def __init__(self, hello: AgentHello, track: Track, resume: Resume | None) -> None:
+    def __init__(self, hello: AgentHello, track: Track, resume: Resume | None, spouts: Sequence[Spout] = ()) -> None:
         self.hello = hello
         self.member = Member(hello)
         self.fidelity = Fidelity(is_known=resume is None)
         self.track = track
+        self._spouts = spouts
         self.known_before = resume is not None
         self.place = ReceiveState(hello.first_sequence - 1)
         if resume:
@@ -52,6 +55,8 @@ class Run:
         if not self.track.knows(facts.id) and self.track.interface_count == MOST_INTERFACES:
             raise ProtocolError(f"a run with more than {MOST_INTERFACES} interfaces")
         self.track.interface(facts)
+        for spout in self._spouts:
+            spout.interface(facts)
 
     def frame(self, frame: Frame, now: float) -> None:
         """Take one numbered frame. Raises ProtocolError or MalformedBlock; then the run stands where it stood."""
@@ -76,6 +81,8 @@ class Run:
         except MalformedBlock:
             self.malformed += 1
             raise
+        for spout in self._spouts:
+            spout.records(frame.interface, records, count)
         self.received += count
         self.received_bytes += len(records)
         self.written += packets
@@ -127,6 +134,8 @@ class Run:
             self.ended = True
             self.fidelity.ended(self.last_frame_ns)
             self.track.end(reason)
+            for spout in self._spouts:
+                spout.close()
 
     def unclean_end(self, next_ns: int) -> dict[str, Any]:
         """The gap that an agent left that died: nothing of it is held between these two times."""

@@ -40,6 +40,12 @@ class Network(NamedTuple):
     end: int
     protocol: int
 
+    def stop(self, frame: memoryview) -> int:
+        """Where the packet ends by its own length field (RFC 791, section 3.1; RFC 8200, section 3)."""
+        length_at, counted_from = (2, 0) if self.version == 4 else (4, 40)
+        length: int = _U16(frame, self.at + length_at)[0]
+        return self.at + counted_from + length
+
 
 class Tunnel(NamedTuple):
     """What is around the IP header that is nearest to the payload."""
@@ -95,7 +101,7 @@ def locate(frame: memoryview, transport: int, versions: tuple[int, ...], csum_st
 def _behind(frame: memoryview, shell: _Shell) -> Network | None:
     if shell.ethertype == _ETHERNET:
         return _behind_ethernet(frame, shell.inner_at)
-    return _network(frame, shell.inner_at, shell.ethertype)
+    return network(frame, shell.inner_at, shell.ethertype)
 
 
 def _behind_ethernet(frame: memoryview, at: int) -> Network | None:
@@ -104,12 +110,16 @@ def _behind_ethernet(frame: memoryview, at: int) -> Network | None:
     for _ in range(_MOST_TAGS):
         ethertype = _U16(frame, at)[0]
         if ethertype not in _VLAN_TAGS:
-            return _network(frame, at + 2, ethertype)
+            return network(frame, at + 2, ethertype)
         at += _TAG_BYTES
     return None
 
 
-def _network(frame: memoryview, at: int, ethertype: int) -> Network | None:
+def network(frame: memoryview, at: int, ethertype: int) -> Network | None:
+    """The IP header at `at`, and what it carries; None for other EtherTypes, fragments and what no IP header is.
+
+    Raises IndexError or struct.error where the frame ends inside.
+    """
     first = frame[at]
     if ethertype == _ETHERTYPE_IPV4:
         end = at + (first & 0x0F) * 4

@@ -81,7 +81,7 @@ class LocalLink:
         if self.is_blocked != (not done):
             self.is_blocked = not done
             note = str(self._run.notes().get("note", "writing again"))
-            self._owner.link_changed(done, note)
+            self._owner.link_changed(done, note if done else f"{note}; the ring holds on")
             self.state.connected, self.state.text = done, note
         if done:
             self._owner.acknowledged(self._held, self._collector_id, self._run.notes())

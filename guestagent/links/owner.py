@@ -1,6 +1,6 @@
 """What a link asks of its owner, the agent's desk; every kind of link speaks to it in these words alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from guestagent.model import Exclusion
@@ -17,6 +17,9 @@ class LinkState:
     text: str
     reconnects: int = 0
     sent_bytes: int = 0
+    """Of frames, without the headers of the packets that carry them."""
+    destinations: list[dict[str, Any]] = field(default_factory=list)
+    """Of a direct link: each sensor, with its counters."""
 
 
 class LinkOwner(Protocol):

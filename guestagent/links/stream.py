@@ -274,7 +274,7 @@ class StreamLink:
 
     def _change(self, connected: bool, text: str) -> None:
         self.state.connected, self.state.text = connected, text
-        self._owner.link_changed(connected, text)
+        self._owner.link_changed(connected, text if connected else f"{text}; the ring holds on")
 
     def _broken(self, reason: str) -> None:
         was_streaming = self._phase is State.STREAMING

@@ -45,3 +45,26 @@ def _collector_lines(snapshot: dict[str, Any]) -> Iterator[str]:
         for row in agent["reduced"][-1:]:
             until = f"until {clock_time(row['until_ns'])}" if row["until_ns"] else "until now"
             yield f"{name}: reduced from {clock_time(row['from_ns'])} {until}: {row['reason']}"
+    yield from _tunnel_lines(snapshot.get("tunnels", {}))
+    if tap := snapshot.get("tap"):
+        names = ", ".join(one["device"] for one in tap["devices"]) or "none"
+        yield f"TAP devices: {names}: {tap['frames']:,} frames{_losses(tap['lost'])}"
+    if relay := snapshot.get("relay"):
+        yield f"relay, {relay['mode']}: {relay['records']:,} records{_losses(relay['lost'])}"
+        for one in relay["destinations"]:
+            state = "well" if one["well"] else one["trouble"]
+            yield f"{one['to']}: {one.get('frames', 0):,} frames, {state}{_losses(one.get('lost_frames', {}))}"
+
+
+def _tunnel_lines(tunnels: dict[str, Any]) -> Iterator[str]:
+    for one in tunnels.get("listeners", ()):
+        yield f"{one['listen']}: {one['datagrams']:,} datagrams, {one['dropped_by_kernel']:,} dropped by the kernel"
+    if tunnels:
+        made_up = f", {tunnels['synthesised_ethernet']:,} with a synthesised Ethernet header"
+        losses = _losses({**tunnels["malformed"], **tunnels["lost"]})
+        yield f"tunnels: {tunnels['senders']} senders{made_up if tunnels['synthesised_ethernet'] else ''}{losses}"
+
+
+def _losses(counts: dict[str, int]) -> str:
+    """Only where there are some."""
+    return "".join(f", {count:,} lost: {reason.replace('_', ' ')}" for reason, count in counts.items() if count)

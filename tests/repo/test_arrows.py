@@ -15,8 +15,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
     "model": set(),
-    "values": WORDS,
-    "config": WORDS | {"values"},
+    # Scheme, key and port of a tunnel's URL are those of the encoders' table.
+    "endpoint": WORDS | {"encap.tunnel"},
+    "values": WORDS | {"endpoint"},
+    "config": WORDS | {"values", "endpoint", "encap.tunnel"},
     # thinking
     "tapstream": WORDS,
     "encap": WORDS,
@@ -27,9 +29,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backstops": WORDS,
     "rlimits": WORDS,
     "capture": WORDS | {"rlimits"},
-    "links": WORDS | {"loop", "tapstream", "encap"},
+    # A direct tunnel has no collector behind it: it walks the records itself, on the way to an endpoint.
+    "links": WORDS | {"loop", "tapstream", "encap", "endpoint", "capture.block"},
     # Of capture the collector knows the layout of a record alone.
-    "collector": WORDS | {"loop", "tapstream", "encap", "links", "capture.block", "rlimits"},
+    "collector": WORDS | {"loop", "tapstream", "encap", "links", "endpoint", "capture.block", "rlimits"},
     "observe": WORDS | {"loop"},
     "mirror": WORDS | {"config"},
     # The lab starts the command as a user would, in a process of its own.
@@ -44,9 +47,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo": EVERYTHING,
     "__main__": EVERYTHING,
     "start": WORDS | {"capture", "config", "observe", "rlimits", "route"},
-    "route": WORDS | {"capture", "links", "values"},
+    "route": WORDS | {"capture", "links", "endpoint"},
     # The collector's desk: it runs on another machine and knows nothing of agent, capture or governor.
-    "collect": WORDS | {"collector", "config", "identity", "links", "loop", "observe", "rlimits", "tapstream"},
+    "collect": WORDS
+    | {"collector", "config", "endpoint", "identity", "links", "loop", "observe", "rlimits", "tapstream"},
 }
 """Room or top-level module: what it may import of guestagent, beside itself and `guestagent.__version__`."""
 
@@ -60,6 +64,7 @@ PURE = (
     "capture/dissect.py",
     "capture/flowhash.py",
     "capture/stages/*.py",
+    "collector/foreign.py",
     "collector/summary.py",
     "collector/sinks/pcapng.py",
     "mirror/spec.py",

@@ -78,7 +78,12 @@ def packet_and_exclusions(draw: st.DrawFn) -> tuple[bytes, bool, tuple[Exclusion
     family = draw(st.sampled_from([ADDRESSES[:3], ADDRESSES[3:]]))
     source, destination = draw(st.sampled_from(family)), draw(st.sampled_from(family))
     exclusion = st.builds(
-        Exclusion, st.sampled_from([6, 17]), st.sampled_from(ADDRESSES), PORTS, st.sampled_from([0, 1, 2, 3])
+        Exclusion,
+        st.sampled_from([6, 17]),
+        st.sampled_from(ADDRESSES),
+        PORTS,
+        st.sampled_from([0, 1, 2, 3]),
+        st.sampled_from([0, 0, 2, 3]),
     )
     exclusions = tuple(draw(st.lists(exclusion, max_size=6)))
     ours = any(
@@ -86,10 +91,16 @@ def packet_and_exclusions(draw: st.DrawFn) -> tuple[bytes, bool, tuple[Exclusion
         and (one.remote_address, one.remote_port) == (address, remote)
         and one.local_port in (0, local)
         for one in exclusions
+        if not one.last_local_port
         for address, remote, local in (
             (destination, destination_port, source_port),
             (source, source_port, destination_port),
         )
+    ) or any(
+        (one.protocol, one.remote_port) == (protocol, destination_port)
+        and one.remote_address in (source, destination)
+        and one.local_port <= source_port <= one.last_local_port
+        for one in exclusions
     )
     transport = frames.tcp if protocol == 6 else frames.udp
     body = transport(source=source_port, destination=destination_port)
@@ -104,7 +115,7 @@ def packet_and_exclusions(draw: st.DrawFn) -> tuple[bytes, bool, tuple[Exclusion
 @settings(max_examples=400)
 @given(packet_and_exclusions())
 def test_self_means_exactly_its_exclusions(drawn: tuple[bytes, bool, tuple[Exclusion, ...]]) -> None:
-    """A whole frame is rejected when and only when an exclusion names its protocol, remote end and local port."""
+    """A whole frame is rejected when and only when an exclusion names its protocol, addresses and ports."""
     frame, ours, exclusions = drawn
 
     assert ours == (kept(compose(exclusions=exclusions), frame) is None)

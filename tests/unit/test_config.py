@@ -15,8 +15,8 @@ from guestagent.config import (
     load_collect,
     load_run,
 )
+from guestagent.endpoint import parse_endpoint
 from guestagent.errors import ConfigError
-from guestagent.values import parse_endpoint
 from guestagent.values import size as parse_size
 from guestagent.values import slice_ as parse_slice
 
@@ -124,6 +124,17 @@ BAD_FILES = [
     ("agent_id = false", "agent_id: False must be"),
     ("to = []", "to: the list is empty"),
     ("to = ['dir:a', 'dir:b']", "to: this version sends to one destination"),
+    ("to = ['tcp://h', 'vxlan://h?vni=1']", "to: this version sends to one destination, or to several tunnels"),
+    ("to = ['gre://h?key=1', 'gre://h?key=1']", "to: the same destination is named twice"),
+    ("mode = 'failover'", "mode: 'failover' must be one of 'balance', 'replicate'"),
+    ("oversize = 'fragment'", "oversize: 'fragment' must be one of"),
+    ("keys = 5", "keys: 5 must be a table"),
+    ("[keys]\n'eth0 up' = 5", "keys: 'eth0 up' must be an interface"),
+    ("[keys]\n'in out' = 5", "keys: 'in out' must be an interface"),
+    ("[keys]\neth0 = -1", "keys.eth0: -1 must be a whole number"),
+    ("[keys]\neth0 = true", "keys.eth0: True must be a whole number"),
+    ("[keys]\neth0 = 5", "keys: only tunnels have keys"),
+    ("to = ['erspan://h?session=1', 'vxlan://h?vni=1']\n[keys]\nin = 1024", "keys.in: 1024 is more than the 1023"),
     ("to = 5", "to: 5 must be a list"),
     ("to = 'udp://h'", "to: 'udp://h' is no address that this version knows"),
     ("slice =", "is no TOML"),
@@ -142,7 +153,7 @@ def test_bad_files_are_one_sentence(tmp_path: Path, text: str | bytes, message: 
 
     assert 2 == caught.value.exit_code
     assert "\n" not in str(caught.value)
-    assert "guestagent.toml" in str(caught.value) or message.startswith("to: th")
+    assert "guestagent.toml" in str(caught.value) or message.startswith(("to: th", "keys: only", "keys.in"))
 
 
 def test_missing_files_are_one_sentence(tmp_path: Path) -> None:
@@ -219,6 +230,11 @@ ENDPOINTS = [
     ("tcp://[2001:db8::1]:99/", Endpoint("tcp", "2001:db8::1", 99)),
     ("tcp://[fe80::1%eth0]:99", Endpoint("tcp", "fe80::1%eth0", 99)),
     ("tcp://h:", Endpoint("tcp", "h", 4795)),
+    ("vxlan://h?vni=16777215", Endpoint("vxlan", "h", 4789, key=16777215)),
+    ("vxlan://[2001:db8::1]:8472?vni=0", Endpoint("vxlan", "2001:db8::1", 8472, key=0)),
+    ("geneve://192.0.2.1?vni=9&check=443", Endpoint("geneve", "192.0.2.1", 6081, key=9, check=443)),
+    ("gre://h?key=4294967295", Endpoint("gre", "h", 0, key=4294967295)),
+    ("erspan://[fd00::1]?session=1023", Endpoint("erspan", "fd00::1", 0, key=1023)),
     ("dir:captures", Endpoint("dir", path="captures")),
     ("dir:/var/lib/a b:c", Endpoint("dir", path="/var/lib/a b:c")),
 ]
@@ -255,6 +271,22 @@ BAD_ENDPOINTS = [
     ("tcp://h#x", "has parts that mean nothing"),
     ("tcp://user@h", "has parts that mean nothing"),
     ("dir:", "names no directory"),
+    ("vxlan://h", "names no vni"),
+    ("vxlan:h?vni=1", "has parts that mean nothing"),
+    ("vxlan://?vni=1", "names no host"),
+    ("vxlan://h?vni=16777216", "must have a vni from 0 to 16777215"),
+    ("vxlan://h?vni=", "must have a vni"),
+    ("vxlan://h?vni=-1", "must have a vni"),
+    ("vxlan://h?vni=0x10", "must have a vni"),
+    ("vxlan://h?vni=1&vni=2", "has vni= where it means nothing"),
+    ("vxlan://h?key=1", "has key= where it means nothing"),
+    ("vxlan://h:0?vni=1", "names a port that vxlan can't have"),
+    ("vxlan://h:65536?vni=1", "is no valid address"),
+    ("vxlan://h/x?vni=1", "has parts that mean nothing"),
+    ("vxlan://h?vni=1&check=65536", "must have a check from 0 to 65535"),
+    ("gre://h:47?key=1", "names a port that gre can't have"),
+    ("gre://h?key=4294967296", "must have a key"),
+    ("erspan://h?session=1024", "must have a session from 0 to 1023"),
 ]
 
 
@@ -280,7 +312,11 @@ def test_a_listener_may_name_all_addresses_and_any_port() -> None:
     assert Endpoint("tcp", "::", 5) == parse_endpoint("tcp://[::]:5", "--listen", passive=True)
 
 
-@given(st.text(max_size=30) | st.text(alphabet="tcp:/[]%.@?#0123456789abd", max_size=30).map("tcp://".__add__))
+@given(
+    st.text(max_size=30)
+    | st.text(alphabet="tcp:/[]%.@?#0123456789abd", max_size=30).map("tcp://".__add__)
+    | st.text(alphabet="vniky=:/[]%.@?#&0123456789ab", max_size=30).map("vxlan://h".__add__)
+)
 def test_any_text_is_an_endpoint_or_refused(text: str) -> None:
     """Any text is an address or a ConfigError."""
     for passive in (False, True):
@@ -288,5 +324,6 @@ def test_any_text_is_an_endpoint_or_refused(text: str) -> None:
             endpoint = parse_endpoint(text, "--to", passive=passive)
         except ConfigError:
             continue
-        assert endpoint.scheme == "tcp" or not passive
+        assert endpoint.scheme == "tcp" or endpoint.any_key is passive
+        assert endpoint == parse_endpoint(str(endpoint), "--to", passive=passive)
         assert 0 <= endpoint.port <= 65535

@@ -527,7 +527,7 @@ def test_a_local_link_waits_for_a_full_disk(
             link.tick(now)
             assert now < link.deadline() <= now + 0.1
         assert (settled, unsent) == (owner.settled, owner.window.unsent)
-        assert [(False, "the collector can't write: No space left on device")] == owner.changes[1:]
+        assert [(False, "the collector can't write: No space left on device; the ring holds on")] == owner.changes[1:]
         assert not link.state.connected
     link.tick(now + 1.0)
     while link.pump(now + 1.0):

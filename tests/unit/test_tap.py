@@ -61,7 +61,7 @@ class Accounting(RuleBasedStateMachine):
         for loan in settled:
             self.told[loan.source.interface.id] += self.stale_in[loan.source.interface.id].popleft()
         for _ in range(2):
-            self.tap.note_unsupported(self.collector, {**self.told, 77: 5})
+            self.tap.note(self.collector, "unsupported_gso", {**self.told, 77: 5})
 
     @invariant()
     def the_identity_holds(self) -> None:
@@ -131,7 +131,7 @@ def test_a_second_collector_counts_for_itself() -> None:
     tap = Tap([source])
     for collector, count in (("a", 3), ("b", 4)):
         tap.settle([tap.take()], delivered=True)
-        tap.note_unsupported(collector, {0: count})
+        tap.note(collector, "unsupported_gso", {0: count})
     ledger = tap.refresh()
 
     assert (4, 7, 0, 0) == (ledger.delivered, ledger.unsupported_gso, ledger.dropped_by_ring, ledger.in_flight)

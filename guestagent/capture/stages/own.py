@@ -16,8 +16,9 @@ SOURCE, DESTINATION = "source", "destination"
 ADDRESS_OFFSETS = {(1, SOURCE): 12, (1, DESTINATION): 16, (4, SOURCE): 8, (4, DESTINATION): 24}
 """Where an address of 1 or 4 words of 32 bits stands in its IP header."""
 
-_Answer = tuple[int, tuple[int, ...]]
-"""The value of a question that hits, and the words of the address to find then."""
+_Range = tuple[int, int]
+_Answer = tuple[int, tuple[int, ...], _Range | None]
+"""The value of a question that hits, and what to find then: the words of the address, and the range of source ports."""
 
 # Self. A frame of our own is found by its ports first: they are one word and tell our connections from nearly all other
 # traffic, so that a foreign TCP or UDP frame pays two compares for each exclusion and never looks at an address.
@@ -30,6 +31,7 @@ _Answer = tuple[int, tuple[int, ...]]
 #     connected       ld [x+0]    both ports at once
 #     not yet         ldh [x+2]   local_port 0: any port of ours (port 0 is reserved, RFC 6335)
 #                     ldh [x+0]
+#     tunnel          ldh [x+2]   a range of local ports: packets go one way, so both questions are of the destination
 #     no ports        ld #0       GRE and such: the protocol was the question already, every frame hits
 #
 # Later fragments have no ports and are kept: our links set DF, so they are not ours.
@@ -71,13 +73,14 @@ def _group(name: str, exclusions: list[Exclusion]) -> Iterator[str]:
     sections: dict[str, dict[str, list[_Answer]]] = {}
     for one in exclusions:
         words = _words(one.remote_address)
+        ports = (one.local_port, one.last_local_port) if one.last_local_port else None
         for load, value, side in _questions(one):
-            sections.setdefault(load, {}).setdefault(side, []).append((value, words))
+            sections.setdefault(load, {}).setdefault(side, []).append((value, words, ports))
     yield f"{name}: txa\n add #4\n tax\n ld len\n jlt x, next"
     for number, (load, sides) in enumerate(sections.items()):
         section = f"{name}_{number}"
         yield f"{section}: ldx M[1]\n {load}"
-        for value in dict.fromkeys(value for answers in sides.values() for value, _ in answers):
+        for value in dict.fromkeys(value for answers in sides.values() for value, *_ in answers):
             yield f"jeq #{value}, {section}_hit"
         yield f"ja {section}_end\n {section}_hit: st M[2]\n ldx M[0]"
         for side, answers in sides.items():
@@ -93,17 +96,25 @@ def _questions(one: Exclusion) -> tuple[tuple[str, int, str], tuple[str, int, st
         return ("ld #0", 0, DESTINATION), ("ld #0", 0, SOURCE)
     if not remote:
         raise ValueError(f"{one} would exclude a whole host")
+    if one.last_local_port:
+        return ("ldh [x+2]", remote, DESTINATION), ("ldh [x+2]", remote, SOURCE)
     if not local:
         return ("ldh [x+2]", remote, DESTINATION), ("ldh [x+0]", remote, SOURCE)
     return ("ld [x+0]", local << 16 | remote, DESTINATION), ("ld [x+0]", remote << 16 | local, SOURCE)
 
 
 def _reject(side: str, answers: list[_Answer], name: str) -> Iterator[str]:
-    """Reject the frame with its IP header at X if M[2] and the address on this side of it are one of the answers."""
+    """Reject the frame with its IP header at X if M[2] and the address on this side of it are one of the answers.
+
+    X is the IP header again behind each.
+    """
     count = len(answers[0][1])
     for i in range(count):
         yield f"ld [x+{ADDRESS_OFFSETS[count, side] + 4 * i}]\n st M[{3 + i}]"
-    for n, (value, words) in enumerate(answers):
+    for n, (value, words, ports) in enumerate(answers):
         for slot, word in enumerate((value, *words), 2):
             yield f"ld M[{slot}]\n jne #{word}, {name}_not_{n}"
+        if ports:
+            yield "ldx M[1]\n ldh [x+0]\n ldx M[0]"
+            yield f"jlt #{ports[0]}, {name}_not_{n}\n jgt #{ports[1]}, {name}_not_{n}"
         yield f"ret #0\n {name}_not_{n}:"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from guestagent.collector.sinks import reader
 from guestagent.collector.sinks.directory import DirectorySink, Rotation
+from guestagent.collector.sinks.nothing import NothingSink
 from guestagent.collector.sinks.output import Output, lock, make_directory, open_file
 from guestagent.collector.sinks.track import Described, Resume, Track, recover_file, resume_of, section_of
 from guestagent.errors import ConfigError
@@ -57,8 +58,12 @@ def single_file(path: Path, *, fsync: bool = False) -> SharedSink:
     return SharedSink(output, found, hold)
 
 
-def open_sink(write: str, rotation: Rotation, *, fsync: bool, stdout: Callable[[], int]) -> SharedSink | DirectorySink:
-    """The sink that `--write` names."""
+def open_sink(
+    write: str, rotation: Rotation, *, fsync: bool, stdout: Callable[[], int]
+) -> SharedSink | DirectorySink | NothingSink:
+    """The sink that `--write` names; none where it is empty."""
+    if not write:
+        return NothingSink()
     if write == "-":
         return standard_output(stdout())
     if write.endswith(".pcapng"):

@@ -1,0 +1,90 @@
+"""Super-packets as the kernel hands them over, and what must hold for the frames that they become."""
+
+import struct
+from collections.abc import Iterable, Sequence
+
+from scapy.contrib.geneve import GENEVE  # noqa: F401 - scapy dissects what it knows
+from scapy.layers.inet import IP, TCP, UDP  # noqa: F401 - scapy dissects what it knows
+from scapy.layers.inet6 import IPv6  # noqa: F401
+from scapy.layers.l2 import GRE, Ether  # noqa: F401
+from scapy.layers.vxlan import VXLAN  # noqa: F401
+from scapy.packet import Packet
+from scapy.utils import checksum as scapy_checksum
+
+from guestagent.encap.segment import Virtio
+from guestagent.encap.segment_cut import WireFrame
+from tests import frames
+
+NEEDS_CSUM, TCPV4, TCPV6, UDP_L4, ECN = 1, 1, 4, 5, 0x80
+GSO_TYPES = {(frames.TCP, 4): TCPV4, (frames.TCP, 6): TCPV6, (frames.UDP, 4): UDP_L4, (frames.UDP, 6): UDP_L4}
+CHECKSUM_AT = {frames.TCP: 16, frames.UDP: 6}
+NETWORK = {4: (frames.IPV4, frames.ipv4), 6: (frames.IPV6, frames.ipv6)}
+STAMPS = bytes.fromhex("0101080a 11223344 55667788")
+"""Two NOPs and a timestamp, as Linux sends them."""
+
+
+def payload_of(size: int) -> bytes:
+    """Bytes of which no two runs are alike."""
+    return b"".join(struct.pack(">I", number) for number in range(size // 4 + 1))[:size]
+
+
+def pseudo_sum(frame: bytes | bytearray, version: int, protocol: int, start: int) -> bytes:
+    """What the kernel leaves in a transport's checksum field for the card: the folded sum of the pseudo header."""
+    at = start - 8 if version == 4 else start - 32
+    words = struct.unpack(f">{(start - at) // 2}H", frame[at:start])
+    return ((sum(words) + protocol + len(frame) - start) % 0xFFFF).to_bytes(2, "big")
+
+
+def with_header_sum(frame: bytearray, at: int) -> None:
+    """Put the right checksum into the IPv4 header at `at`: a switch that filters drops what has none."""
+    end = at + (frame[at] & 0x0F) * 4
+    frame[at + 10 : at + 12] = bytes(2)
+    frame[at + 10 : at + 12] = scapy_checksum(bytes(frame[at:end])).to_bytes(2, "big")
+
+
+def plain(transport: int, version: int, upper: bytes, **network: object) -> bytes:
+    """An Ethernet frame of an IP packet."""
+    ethertype, make = NETWORK[version]
+    return frames.ethernet(ethertype, make(transport, upper, **network))
+
+
+def offload(transport: int, version: int, gso_bytes: int, start: int, more: int = 0) -> Virtio:
+    """The virtio header of a super-packet with its checksum left to the card."""
+    return NEEDS_CSUM, GSO_TYPES[transport, version] | more, 0, gso_bytes, start, CHECKSUM_AT[transport]
+
+
+def whole(wire: WireFrame) -> bytes:
+    """The bytes of a frame that comes in two pieces."""
+    return bytes(wire[0]) + bytes(wire[1])
+
+
+def by_scapy(frame: bytes) -> bytes:
+    """The frame as scapy writes it: with lengths and checksums of its own, except UDP checksums of zero."""
+    packet = Ether(frame)
+    layer: Packet = packet
+    while layer:
+        for field in ("len", "plen", "chksum"):
+            if field in layer.fields and not (isinstance(layer, UDP) and field == "chksum" and layer.chksum == 0):
+                delattr(layer, field)
+        layer = layer.payload
+    return bytes(packet)
+
+
+def assert_scapy_agrees(wires: Iterable[WireFrame]) -> None:
+    """Every length and checksum of every frame is the one that scapy computes."""
+    for wire in wires:
+        frame = whole(wire)
+        assert by_scapy(frame) == frame
+        assert len(frame) == wire[2]
+
+
+def innermost(wires: Sequence[WireFrame], kind: type[Packet] = TCP) -> list[Packet]:
+    """The last layer of a kind in each frame."""
+    found = []
+    for wire in wires:
+        layer = last = Ether(whole(wire))
+        while layer:
+            last = layer if isinstance(layer, kind) else last
+            layer = layer.payload
+        found.append(last)
+    return found

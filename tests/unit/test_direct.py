@@ -1,0 +1,266 @@
+"""The direct link without a network: runs of datagrams, lanes, room, keys, what is lost and what is told."""
+
+import errno
+import socket
+from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
+from math import inf
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guestagent.capture.block import PACKET_HOST, PACKET_OUTGOING, VIRTIO, BlockWriter
+from guestagent.encap.segment import NO_OFFLOAD
+from guestagent.encap.tunnel import TUNNELS
+from guestagent.encap.vxlan import decode
+from guestagent.endpoint import Endpoint
+from guestagent.links.batch import Batch
+from guestagent.links.datagram import open_datagrams
+from guestagent.links.direct import DirectLink
+from guestagent.links.sender import MOST_PAYLOAD_BYTES, MOST_SEGMENTS, messages
+from guestagent.links.way import Way
+from guestagent.loop import Loop
+from guestagent.model import Interface
+from guestagent.tapstream import frames as tapstream
+from guestagent.tapstream.frames import Kind
+from guestagent.tapstream.session import Pending
+from tests.frames import IPV4, TCP, UDP, ethernet, ipv4, tcp, udp
+
+
+@given(st.lists(st.sampled_from([1, 50, 51, 600, 1472, 9000, 65_507]), max_size=200), st.sampled_from([1, 64]))
+def test_messages_hold_what_udp_segment_allows(sizes: list[int], most: int) -> None:
+    """Every datagram is in one message, in order; all of a message have its size, but for a shorter last."""
+    found = messages(sizes, most)
+
+    assert [at for one in found for at in range(one.start, one.stop)] == list(range(len(sizes)))
+    for one in found:
+        *whole, last = sizes[one.start : one.stop]
+        assert set(whole) <= {one.size}
+        assert last <= one.size
+        assert one.stop - one.start <= min(most, MOST_SEGMENTS)
+        assert one.stop == one.start + 1 or sum(whole) + last <= MOST_PAYLOAD_BYTES
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=60))
+def test_equal_sizes_are_not_torn_apart(sizes: list[int]) -> None:
+    """A run of equal sizes needs no more messages than it has to."""
+    assert len(messages(sizes, 64)) <= sum(-(-len(list(run)) // 64) for _, run in groupby(sizes))
+
+
+def receiver() -> socket.socket:
+    """A sensor's socket on lo."""
+    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    one.bind(("127.0.0.1", 0))
+    one.settimeout(0.5)
+    return one
+
+
+def test_a_batch_is_what_was_put_in() -> None:
+    """Messages of one and of many datagrams leave with one call and arrive byte-equal, in order."""
+    with receiver() as sensor, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.connect(sensor.getsockname())
+        assert Batch(segmented=True).send(sender.fileno(), b"aaabbbccd", [8, 1], [3, 1]) == (2, 0)
+        assert [sensor.recv(100) for _ in range(4)] == [b"aaa", b"bbb", b"cc", b"d"]
+        assert Batch(segmented=False).send(-1, b"x", [1], [1]) == (0, errno.EBADF)
+
+
+def test_a_taken_port_gives_way() -> None:
+    """Lanes have the ports of a block, and where one is taken another that is excluded by itself."""
+    with receiver() as sensor:
+        first = open_datagrams(socket.AF_INET, sensor.getsockname())
+        (block,) = first.exclusions
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as thief:
+            thief.bind(("", block.last_local_port + 1 + 5))
+            second = open_datagrams(socket.AF_INET, sensor.getsockname())
+        block_of_second, other = second.exclusions
+        second.connect()
+        for lane in range(second.lanes):
+            assert second.send(lane, [(b"x", bytes([lane]))], [2]) == (1, 0)
+        ports = {data[1]: address[1] for data, address in (sensor.recvfrom(9) for _ in range(second.lanes))}
+        first.close()
+        second.close()
+
+    assert block_of_second.local_port == block.last_local_port + 1
+    expected = {lane: block_of_second.local_port + lane for lane in range(64)} | {5: other.local_port}
+    assert ports == expected
+
+
+class FakeSender:
+    """Takes datagrams as a script says: how many, and the errno of the next."""
+
+    def __init__(self, room_bytes: int, script: Sequence[tuple[int, int]] = ()) -> None:
+        self.room_bytes, self.script, self.lanes, self.outer_bytes = room_bytes, list(script), 64, 42
+        self.calls, self.mtu_changes, self.segmentation = 0, 0, "on"
+        self.faults: Counter[str] = Counter()
+        self.sent: list[bytes] = []
+
+    def send(self, lane: int, datagrams: Sequence[Sequence[bytes]], sizes: Sequence[int]) -> tuple[int, int]:
+        """See Sender.send."""
+        taken, number = self.script.pop(0) if self.script else (len(datagrams), 0)
+        if number == errno.EMSGSIZE:
+            self.room_bytes = 1000
+        self.sent += [b"".join(one) for one in datagrams[:taken]]
+        assert all(len(b"".join(one)) == size for one, size in zip(datagrams, sizes, strict=True))
+        return taken, number
+
+
+def way_of(sender: FakeSender, policy: str = "split", scheme: str = "vxlan") -> Way:
+    """A way through it."""
+    return Way(TUNNELS[scheme], sender, policy)  # type: ignore[arg-type]
+
+
+def add(way: Way, *frames: bytes, lane: int = 3) -> None:
+    """Queue plain frames."""
+    for frame in frames:
+        way.add((memoryview(frame), NO_OFFLOAD, len(frame), None), way.lanes[lane], 7)
+
+
+FRAMES = [ethernet(IPV4, ipv4(UDP, udp(bytes([n]) * 100))) for n in range(5)]
+
+
+def test_a_full_socket_is_waited_for() -> None:
+    """What the kernel did not take stays, in order, and nothing is lost."""
+    sender = FakeSender(1472, [(2, errno.EAGAIN), (0, errno.ENOBUFS)])
+    way = way_of(sender)
+    add(way, *FRAMES)
+    blocked = []
+    while not way.is_empty:
+        way.flush()
+        blocked.append(way.is_blocked)
+
+    assert blocked == [True, True, False]
+    assert [one[8:] for one in sender.sent] == FRAMES
+    assert (way.records, way.lost_records, way.frames) == (5, 0, 5)
+
+
+def test_an_allowance_lets_out_what_it_has_room_for() -> None:
+    """Outer headers count, a datagram too large for what is there takes a debt, the rest waits."""
+    way = way_of(FakeSender(1472))
+    add(way, *FRAMES)
+    each = len(FRAMES[0]) + 8 + 42
+
+    assert [way.flush(allowed) for allowed in (2 * each + 1, 1, inf, inf)] == [2 * each, each, 2 * each, 0]
+
+
+def test_a_narrower_path_splits_what_waits() -> None:
+    """After EMSGSIZE what no longer fits is split by the policy, once more, and all bytes leave."""
+    payload = bytes(range(250)) * 5
+    frame = ethernet(IPV4, ipv4(TCP, tcp(payload)))
+    sender = FakeSender(1472, [(1, errno.EMSGSIZE)])
+    way = way_of(sender)
+    add(way, FRAMES[0], frame, FRAMES[1])
+    way.flush()
+
+    assert max(map(len, sender.sent)) <= 1000
+    assert [sender.sent[at][8:] for at in (0, -1)] == FRAMES[:2]
+    assert b"".join(one[8 + 54 :] for one in sender.sent[1:-1]) == payload
+    assert (way.records, way.lost_records) == (3, 0)
+
+
+@pytest.mark.parametrize("policy, lost", [("truncate", 0), ("drop", 1)])
+def test_other_policies_of_a_narrower_path(policy: str, lost: int) -> None:
+    """Truncated it leaves, dropped it is a lost record of that name."""
+    frame = ethernet(IPV4, ipv4(UDP, udp(bytes(1300))))
+    sender = FakeSender(1472, [(0, errno.EMSGSIZE)])
+    way = way_of(sender, policy)
+    add(way, frame, FRAMES[0])
+    way.flush()
+
+    assert way.lost_records == lost == way.lost_frames["oversize"]
+    assert way.fitter.truncated == 1 - lost
+    assert len(sender.sent) == 2 - lost
+
+
+def test_without_a_way_the_lane_is_lost_by_reason() -> None:
+    """Records are counted once, however many frames they had; other lanes go on."""
+    sender = FakeSender(1472, [(1, errno.ENETUNREACH)])
+    way = way_of(sender)
+    add(way, *FRAMES)
+    add(way, FRAMES[0], lane=4)
+    way.flush()
+
+    assert dict(way.lost_frames) == {"network_is_unreachable": 4}
+    assert (way.records, way.lost_records, len(sender.sent)) == (2, 4, 2)
+
+
+def test_erspan_numbers_each_frame() -> None:
+    """Sequence numbers count frames, and a frame that was cut short says so."""
+    sender = FakeSender(1480)
+    way = way_of(sender, scheme="erspan")
+    add(way, FRAMES[0])
+    way.add((memoryview(FRAMES[1])[:60], NO_OFFLOAD, 142, None), way.lanes[0], 7)
+    way.flush()
+    found = [TUNNELS["erspan"].decode(memoryview(one)) for one in sender.sent]
+
+    assert [one.sequence for one in found] == [1, 2]
+    assert [one.is_truncated for one in found] == [False, True]
+
+
+class Owner:
+    """A desk with a list of pending frames."""
+
+    def __init__(self, *pending: Pending) -> None:
+        self.pending = list(pending)
+        self.acknowledgements: list[tuple[int, dict[str, Any]]] = []
+        self.spent_bytes = 0.0
+
+    def hello(self) -> Any:
+        """Of two interfaces."""
+        interfaces = (Interface(0, "eth0", "", 1500), Interface(1, "eth1", "", 1500))
+        return type("Hello", (), {"layout": "tpacket3+virtio", "interfaces": interfaces})
+
+    def next_frame(self, now: float) -> Pending | None:
+        """The next of the list."""
+        return self.pending.pop(0) if self.pending else None
+
+    def allowance(self, now: float) -> float:
+        """No cap."""
+        return inf
+
+    def spent(self, wire_bytes: float) -> None:
+        """Remember."""
+        self.spent_bytes += wire_bytes
+
+    def acknowledged(self, sequence: int, collector_id: str, notes: dict[str, Any]) -> None:
+        """Remember."""
+        self.acknowledgements.append((sequence, notes))
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
+def block(interface: int, sequence: int, *frames: tuple[bytes, int], stale: int = 0) -> Pending:
+    """A BLOCK of these (frame, packet type)."""
+    memory = bytearray(1 << 16)
+    writer = BlockWriter(memory, 24)
+    for frame, kind in frames:
+        writer.add(frame, 1_000_000_000, packet_type=kind, virtio=VIRTIO.pack(*NO_OFFLOAD))
+    for _ in range(stale):
+        writer.add(b"old", 1_000_000_000, status=0)
+    about = {"interface": interface, "sequence": sequence, "records": writer.count, "flags": 0}
+    return Pending(sequence, Kind.BLOCK, tapstream.write_block_header(memoryview(memory), 72, writer.end, **about))
+
+
+def test_keys_follow_interface_and_direction() -> None:
+    """The most specific key wins, the URL's is for the rest; reports pass, stale records are told of."""
+    report = Pending(1, Kind.REPORT, tapstream.encode_json(Kind.REPORT, {}, sequence=1))
+    both = ((FRAMES[0], PACKET_HOST), (FRAMES[0], PACKET_OUTGOING))
+    owner = Owner(report, block(0, 2, *both), block(1, 3, *both, stale=2))
+    loop = Loop()
+    with receiver() as sensor:
+        endpoint = Endpoint("vxlan", *sensor.getsockname(), key=1)
+        keys = {"eth0 out": 20, "eth0": 10, "out": 5}
+        link = DirectLink([endpoint], owner, loop, keys=keys)  # type: ignore[arg-type]
+        link.tick(0.0)
+        assert not link.pump(0.0)
+        found = [decode(memoryview(sensor.recv(2000))).key for _ in range(4)]
+        link.close()
+    loop.close()
+
+    assert found == [10, 20, 1, 5]
+    assert owner.acknowledgements == [(3, {"unsupported_gso": {"1": 2}, "lost_on_link": {}})]
+    assert owner.spent_bytes == 4 * (len(FRAMES[0]) + 8 + 42)
+    assert link.state.sent_bytes == 4 * len(FRAMES[0])
