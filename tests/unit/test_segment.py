@@ -149,6 +149,19 @@ def test_udp_falls_into_its_datagrams(version: int, size: int) -> None:
     assert {(50000, 9000)} == {(one.sport, one.dport) for one in datagrams}
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_udp_checksum_of_zero_is_sent_as_ones(version: int) -> None:
+    """Zero says that there is none (RFC 768): a datagram that sums up to it says 0xffff."""
+    virtio, place = offload(frames.UDP, version, 4, start_of(version)), start_of(version) + 6
+    first = b"\0\0"
+    for _ in range(2):  # the complement of the sum, put into the datagram, makes the sum all ones
+        frame = plain(frames.UDP, version, udp(first + bytes(6), destination=9000))
+        cut = Segmenter().frames(memoryview(frame), virtio, len(frame))
+        first = whole(cut[0])[place : place + 2]
+
+    assert b"\xff\xff" == first
+
+
 @given(gso=st.integers(1, 1500), size=st.integers(1, 3000), version=st.sampled_from(VERSIONS), is_tcp=st.booleans())
 def test_any_size_falls_into_any(gso: int, size: int, version: int, is_tcp: bool) -> None:
     """Odd and even lengths of both: scapy agrees on all the frames that are not more than there can be."""
