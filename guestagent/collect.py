@@ -3,7 +3,10 @@
 import logging
 import os
 import signal
+import socket
 from typing import Any
+
+from psutil import net_if_addrs
 
 from guestagent import __version__, identity
 from guestagent.collector.registry import Registry
@@ -11,15 +14,18 @@ from guestagent.collector.server import Server
 from guestagent.collector.sinks.directory import Rotation
 from guestagent.collector.sinks.shared import open_sink
 from guestagent.config import CollectConfig
-from guestagent.errors import RunError
+from guestagent.errors import ConfigError, RunError
+from guestagent.links.keyring import credentials
 from guestagent.loop import READABLE, Loop
 from guestagent.observe import reports
 from guestagent.observe.status import StatusSocket
 from guestagent.observe.words import LiveLine
+from guestagent.trust import cleartext_sentence, is_exposed
 
 log = logging.getLogger("guestagent.collector")
 
 LIVE_SECONDS = 1.0
+_IP = (socket.AF_INET, socket.AF_INET6)
 
 
 class Collector:
@@ -36,13 +42,16 @@ class Collector:
         config = self._config
         reports.check_writable(config.report)
         rotation = Rotation(config.rotate_bytes, config.rotate_seconds, config.retain_bytes)
+        tls = credentials(config, config.listen, server_side=True)
+        self._check_exposure()
         sink = open_sink(config.write, rotation, fsync=config.fsync, stdout=_private_stdout)
         collector_id = config.collector_id or identity.agent_id()
         registry = Registry(sink, collector_id, __version__)
         server = Server(self._loop, registry)
+        server.allowed = config.tls_allow
         try:
             for endpoint in config.listen:
-                host, port = server.listen(endpoint.host, endpoint.port)
+                host, port = server.listen(endpoint.host, endpoint.port, tls if endpoint.scheme == "tls" else None)
                 log.info("collector %s listens on %s:%d, writes to %s", collector_id, host, port, config.write)
             with_status(self._loop, server, self._work)
         finally:
@@ -54,6 +63,15 @@ class Collector:
             self._loop.close()
         log.info("%s", self._stop_reason)
         return 0
+
+    def _check_exposure(self) -> None:
+        """Raises ConfigError for a listener in clear text on an address that is not private; a warning if allowed."""
+        addresses = [one.address for interface in net_if_addrs().values() for one in interface if one.family in _IP]
+        for endpoint in self._config.listen:
+            if is_exposed(endpoint, addresses):
+                if not self._config.allow_cleartext:
+                    raise ConfigError(cleartext_sentence(endpoint))
+                log.warning("copies come in clear text to %s, which is not private", endpoint)
 
     def _signalled(self) -> None:
         self._stop_reason = "stopped by a signal"
