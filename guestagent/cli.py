@@ -31,7 +31,8 @@ _DURATION = _option("--duration", type=float, metavar="S", help="stop after S se
 _REPORT = _option("--report", metavar="FILE", help="write the ledger as JSON at the end")
 
 _TO_HELP = (
-    "tls://HOST[:4795], tcp://HOST[:4795], dir:PATH, or a tunnel to a sensor: vxlan://HOST?vni=N, geneve://HOST?vni=N, gre://HOST?key=N, "
+    "tls://HOST[:4795], tcp://HOST[:4795], dir:PATH, or a tunnel to a sensor: vxlan://HOST?vni=N, "
+    "geneve://HOST?vni=N, gre://HOST?key=N, "
     "erspan://HOST?session=N; default: dir:captures"
 )
 
