@@ -107,13 +107,17 @@ class Agent:
             from guestagent.links.direct import DirectLink
 
             config = self._config
-            link = DirectLink(
-                config.to, self._desk, self._loop, mode=config.mode, oversize=config.oversize, keys=config.keys
-            )
+            mode = config.mode or "balance"
+            link = DirectLink(config.to, self._desk, self._loop, mode=mode, oversize=config.oversize, keys=config.keys)
         else:
+            from guestagent.links.collectors import ordered
+            from guestagent.links.keyring import credentials
             from guestagent.links.stream import StreamLink
 
-            link = StreamLink(endpoint.host, endpoint.port, self._desk, self._loop)
+            config = self._config
+            tls = credentials(config, config.to, server_side=False)
+            to = ordered(config.to, self._desk.agent_id) if config.mode == "spread" else config.to
+            link = StreamLink(to, self._desk, self._loop, tls, allow_cleartext=config.allow_cleartext)
         stack.callback(link.close)
         return link
 
@@ -229,7 +233,7 @@ class Agent:
     def drain(self) -> None:
         """Let nothing new in, bring out what the kernel holds, and see that all that was sent is acknowledged."""
         self._live.clear()
-        self._tap.reject_all()
+        self._desk.reject_all()
         self._desk.is_held = False
         start = self._loop.now()
         is_quiet = False

@@ -32,9 +32,18 @@ _DURATION = _option("--duration", type=float, metavar="S", help="stop after S se
 _REPORT = _option("--report", metavar="FILE", help="write the ledger as JSON at the end")
 
 _TO_HELP = (
-    "tcp://HOST[:4795], dir:PATH, or a tunnel to a sensor: vxlan://HOST?vni=N, geneve://HOST?vni=N, gre://HOST?key=N, "
+    "tls://HOST[:4795], tcp://HOST[:4795], dir:PATH, or a tunnel to a sensor: vxlan://HOST?vni=N, "
+    "geneve://HOST?vni=N, gre://HOST?key=N, "
     "erspan://HOST?session=N; default: dir:captures"
 )
+
+_TRANSPORT = (
+    _option("--tls-ca", metavar="FILE", help="PEM: authorities that the other end's certificate must come from"),
+    _option("--tls-cert", metavar="FILE", help="PEM: our certificate"),
+    _option("--tls-key", metavar="FILE", help="PEM: its private key"),
+    _option("--allow-cleartext", **_SWITCH, help="copies readable on the way, also to or on a public address"),
+)
+
 _RUN_OPTIONS = (
     _CONFIG,
     _option(
@@ -53,19 +62,24 @@ _RUN_OPTIONS = (
     _option("--promiscuous", **_SWITCH, help="also frames for other hosts"),
     _option("--engine", metavar="ring|portable", help="default: ring where the kernel has it"),
     _option("--agent-id", metavar="NAME", help="default: the cloud's instance id, else the machine id"),
+    *_TRANSPORT,
     _DURATION,
     _REPORT,
 )
 _COLLECT_OPTIONS = (
     _CONFIG,
     _option(
-        "--listen", action="append", metavar="URL", help="tcp://HOST:4795, or vxlan:// geneve:// gre:// erspan://HOST"
+        "--listen",
+        action="append",
+        metavar="URL",
+        help="tls://HOST:4795, tcp://HOST:4795, or vxlan:// geneve:// gre:// erspan://HOST",
     ),
     _option("--write", metavar="PATH|-", help="directory, NAME.pcapng, or - for standard output; default: captures"),
     _option("--tap", metavar="NAME", help="TAP device with every frame; tap-%%a: one for each agent"),
     _option(
         "--relay", action="append", metavar="URL", help="sensor that gets every frame, vxlan://HOST?vni=N and so on"
     ),
+    *_TRANSPORT,
     _DURATION,
     _REPORT,
 )
@@ -108,6 +122,20 @@ def _check(flags: Flags) -> int:
     return check(load_run(flags.pop("config"), flags))
 
 
+def _pki(flags: Flags) -> int:
+    from guestagent.pki import make
+
+    print(make(flags["what"], flags["name"] or "", flags["host"] or (), flags["dir"]))
+    return 0
+
+
+def _merge(flags: Flags) -> int:
+    from guestagent.merge import merge
+
+    print(merge(flags["files"], flags["output"]))
+    return 0
+
+
 def _demo(flags: Flags) -> int:
     from guestagent.demo import demo
 
@@ -143,6 +171,26 @@ VERBS: dict[str, Verb] = {
         (_option("--json", **_SWITCH, help="the snapshots as JSON"),),
     ),
     "check": Verb(_check, "try everything that run would need, and exit with its code", _RUN_OPTIONS),
+    "pki": Verb(
+        _pki,
+        "make a small private CA for TLS, and certificates from it",
+        (
+            _option("what", choices=("init", "agent", "collector"), help="the authority, or a certificate from it"),
+            _option("name", nargs="?", help="the agent's id, or the collector's host name"),
+            _option("--host", action="append", metavar="NAME|IP", help="another name of a collector in --to"),
+            _option("--dir", default="pki", metavar="PATH", help="where everything lies; default: pki"),
+        ),
+        "examples:\n  guestagent pki init\n  guestagent pki collector collector-1 --host 10.0.0.9\n"
+        "  guestagent pki agent web-1",
+    ),
+    "merge": Verb(
+        _merge,
+        "join the files of several collectors: each packet once",
+        (
+            _option("files", nargs="+", metavar="FILE", help="pcapng files of guestagent collect"),
+            _option("-o", "--output", required=True, metavar="OUT", help="the pcapng file to make"),
+        ),
+    ),
     "demo": Verb(
         _demo,
         "two hosts in network namespaces: traffic, agent, collector, result",

@@ -3,7 +3,10 @@
 import logging
 import os
 import signal
-from typing import Any
+import socket
+from typing import TYPE_CHECKING, Any
+
+from psutil import net_if_addrs
 
 from guestagent import __version__, identity
 from guestagent.collector.registry import Registry
@@ -16,16 +19,22 @@ from guestagent.collector.sinks.tap import TapOutlet
 from guestagent.collector.tunnels import Tunnels
 from guestagent.config import CollectConfig
 from guestagent.endpoint import Endpoint
-from guestagent.errors import RunError
+from guestagent.errors import ConfigError, RunError
+from guestagent.links.keyring import credentials
 from guestagent.loop import READABLE, Loop
 from guestagent.observe import reports
 from guestagent.observe.status import StatusSocket
 from guestagent.observe.words import LiveLine
 from guestagent.rlimits import refuse_small
+from guestagent.trust import cleartext_sentence, is_exposed
+
+if TYPE_CHECKING:
+    from guestagent.links.secure import Credentials
 
 log = logging.getLogger("guestagent.collector")
 
 LIVE_SECONDS = 1.0
+_IP = (socket.AF_INET, socket.AF_INET6)
 
 
 class Collector:
@@ -44,15 +53,18 @@ class Collector:
         refuse_small(writes_captures=config.write != "-")
         reports.check_writable(config.report)
         rotation = Rotation(config.rotate_bytes, config.rotate_seconds, config.retain_bytes)
+        tls = credentials(config, config.listen, server_side=True)
+        self._check_exposure()
         sink = open_sink(config.write, rotation, fsync=config.fsync, stdout=_private_stdout)
         self._outlets = _open_outlets(config, self._loop)
         collector_id = config.collector_id or identity.agent_id()
         registry = Registry(sink, collector_id, __version__, self._outlets)
         self._server = Server(self._loop, registry)
         self._tunnels = Tunnels(self._loop, registry)
+        self._server.allowed = config.tls_allow
         try:
             for endpoint in config.listen:
-                for name in self._listen(endpoint):
+                for name in self._listen(endpoint, tls):
                     log.info("collector %s listens on %s, %s", collector_id, name, _whither(config))
             self._with_status()
         finally:
@@ -66,11 +78,11 @@ class Collector:
         log.info("%s", self._stop_reason)
         return 0
 
-    def _listen(self, endpoint: Endpoint) -> list[str]:
+    def _listen(self, endpoint: Endpoint, tls: "Credentials | None") -> list[str]:
         """The addresses that a `--listen` got."""
         if endpoint.is_tunnel:
             return self._tunnels.listen(endpoint)
-        host, port = self._server.listen(endpoint.host, endpoint.port)
+        host, port = self._server.listen(endpoint.host, endpoint.port, tls if endpoint.scheme == "tls" else None)
         return [f"{host}:{port}"]
 
     def _status(self) -> dict[str, Any]:
@@ -79,6 +91,15 @@ class Collector:
         for outlet in self._outlets:
             snapshot |= outlet.describe()
         return snapshot
+
+    def _check_exposure(self) -> None:
+        """Raises ConfigError for a listener in clear text on an address that is not private; a warning if allowed."""
+        addresses = [one.address for interface in net_if_addrs().values() for one in interface if one.family in _IP]
+        for endpoint in self._config.listen:
+            if is_exposed(endpoint, addresses):
+                if not self._config.allow_cleartext:
+                    raise ConfigError(cleartext_sentence(endpoint))
+                log.warning("copies come in clear text to %s, which is not private", endpoint)
 
     def _signalled(self) -> None:
         self._stop_reason = "stopped by a signal"

@@ -4,7 +4,7 @@ One table per verb says which parser reads a key (values.py); the dataclasses sa
 have the names of the keys and win over the file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,11 @@ from typing import Any
 from guestagent import values
 from guestagent.endpoint import TUNNEL_FORMS, Endpoint
 from guestagent.errors import ConfigError
+from guestagent.trust import check_transport, refuse_writable
 from guestagent.values import FLOOR_NAMES, SHEDDING
+
+MODES_OF = {"tunnels": ("balance", "replicate"), "collectors": ("failover", "spread")}
+MODES = tuple(mode for modes in MODES_OF.values() for mode in modes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +26,19 @@ class RunConfig:
     interface: tuple[str, ...] = ()
     """Names and globs; none: the interface of the default route."""
     to: tuple[Endpoint, ...] = (Endpoint("dir", path="captures"),)
-    mode: str = "balance"
-    """Of several tunnels: each flow to one that is well (`balance`), or every copy to all (`replicate`)."""
+    mode: str = ""
+    """Of several tunnels: each flow to one that is well (`balance`, the default), or every copy to all (`replicate`).
+
+    Of several collectors: the first that is well (`failover`, the default), or each agent its own order (`spread`).
+    """
+    tls_ca: str = ""
+    """PEM file of the authorities that the other end's certificate must come from."""
+    tls_cert: str = ""
+    """PEM file of our certificate and what leads to the authority."""
+    tls_key: str = ""
+    """PEM file of its private key."""
+    allow_cleartext: bool = False
+    """Send copies that anybody on the way can read to an address that is not private."""
     oversize: str = "split"
     """What becomes of frames that are longer than a tunnel has room for: `split`, `truncate`, `drop`."""
     keys: dict[str, int] = field(default_factory=dict)
@@ -71,6 +86,16 @@ class CollectConfig:
     """What `guestagent collect` needs."""
 
     listen: tuple[Endpoint, ...] = ()
+    tls_ca: str = ""
+    """PEM file of the authorities that the other end's certificate must come from."""
+    tls_cert: str = ""
+    """PEM file of our certificate and what leads to the authority."""
+    tls_key: str = ""
+    """PEM file of its private key."""
+    tls_allow: tuple[str, ...] = ()
+    """Names of agents, `*` for any part; none: every agent that our authority vouches for."""
+    allow_cleartext: bool = False
+    """Take copies that anybody on the way can read on an address that is not private."""
     write: str = "captures"
     """Empty, nothing is written: the default where a TAP device or a relay takes the frames."""
     tap: str = ""
@@ -99,9 +124,12 @@ _FILES: dict[str, Callable[[Any, str], Any]] = {
     "retain_bytes": values.size,
     "duration": values.seconds,
     "report": values.text,
+    "tls.ca": values.text,
+    "tls.cert": values.text,
+    "tls.key": values.text,
+    "allow_cleartext": values.switch,
 }
 _TUNNELS: dict[str, Callable[[Any, str], Any]] = {
-    "mode": values.one_of("balance", "replicate"),
     "oversize": values.one_of("split", "truncate", "drop"),
     "keys": values.keys,
 }
@@ -131,6 +159,8 @@ _COLLECT_KEYS: dict[str, Callable[[Any, str], Any]] = {
     **_FILES,
     "listen": values.list_of(values.listener),
     **_TUNNELS,
+    "mode": values.one_of(*MODES_OF["tunnels"]),
+    "tls.allow": values.list_of(values.text),
     "write": values.text,
     "tap": values.tap,
     "relay": values.list_of(values.destination),
@@ -143,10 +173,15 @@ _FIELDS = {"yield": "yields"}
 """Keys that Python does not allow as names."""
 
 
+def _field(key: str) -> str:
+    return _FIELDS.get(key, key.replace(".", "_"))
+
+
 def _read_toml(path: str) -> dict[str, Any]:
     import tomllib
 
     try:
+        refuse_writable(path)
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"the config {path} can't be read: {error.strerror}") from error
@@ -156,14 +191,24 @@ def _read_toml(path: str) -> dict[str, Any]:
 
 def _merge(path: str | None, flags: dict[str, Any], keys: dict[str, Callable[[Any, str], Any]]) -> dict[str, Any]:
     merged = {}
-    for key, value in (_read_toml(path) if path else {}).items():
+    for key, value in _flat(_read_toml(path) if path else {}):
         if key not in keys:
             raise ConfigError(f"{path}: {key} is no key of the config: choose among {', '.join(sorted(keys))}")
-        merged[_FIELDS.get(key, key)] = keys[key](value, f"{path}: {key}")
+        merged[_field(key)] = keys[key](value, f"{path}: {key}")
     for key, value in flags.items():
         if value is not None:
-            merged[_FIELDS.get(key, key)] = keys[key](value, f"--{key.replace('_', '-')}")
+            dotted = key.replace("tls_", "tls.", 1)
+            merged[_field(key)] = keys[dotted](value, f"--{key.replace('_', '-')}")
     return merged
+
+
+def _flat(tables: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The table [tls] as keys of its own."""
+    for key, value in tables.items():
+        if key == "tls" and isinstance(value, dict):
+            yield from ((f"tls.{name}", inner) for name, inner in value.items())
+        else:
+            yield key, value
 
 
 def load_run(path: str | None, flags: dict[str, Any]) -> RunConfig:
@@ -174,13 +219,30 @@ def load_run(path: str | None, flags: dict[str, Any]) -> RunConfig:
 def _checked(config: RunConfig) -> RunConfig:
     if not config.to:
         raise ConfigError("to: the list is empty: name a destination or leave the key out")
-    if len(config.to) > 1 and not all(one.is_tunnel for one in config.to):
-        raise ConfigError("to: this version sends to one destination, or to several tunnels: name one")
+    if len(config.to) > 1 and not (_all(config, "is_tunnel") or _all(config, "is_stream")):
+        raise ConfigError(
+            "to: several destinations are all collectors, tls:// or tcp://, or all tunnels: name one kind"
+        )
+    _check_mode(config)
+    check_transport(config, config.to)
     if len(set(config.to)) < len(config.to):
         raise ConfigError("to: the same destination is named twice: name each once")
     if config.keys:
         _check_keys(config.keys, config.to, "--to")
     return config
+
+
+def _all(config: RunConfig, kind: str) -> bool:
+    return all(getattr(one, kind) for one in config.to)
+
+
+def _check_mode(config: RunConfig) -> None:
+    kind = "tunnels" if config.to[0].is_tunnel else "collectors"
+    if config.mode and config.mode not in MODES_OF[kind]:
+        raise ConfigError(
+            f"mode: {config.mode!r} is not for {kind}: choose among {', '.join(MODES_OF[kind])}"
+            + ("; to copy to two collectors run two agents" if config.mode == "replicate" else "")
+        )
 
 
 def _check_keys(keys: dict[str, int], endpoints: tuple[Endpoint, ...], flag: str) -> None:
@@ -201,7 +263,7 @@ def load_collect(path: str | None, flags: dict[str, Any]) -> CollectConfig:
         merged.setdefault("write", "")
     config = CollectConfig(**merged)
     if not config.listen:
-        raise ConfigError("no --listen: write for example --listen tcp://0.0.0.0:4795")
+        raise ConfigError("no --listen: write for example --listen tcp://10.0.0.9:4795")
     for one in config.relay:
         if not one.is_tunnel:
             raise ConfigError(f"relay: {one} is no tunnel: write {', '.join(TUNNEL_FORMS.values())}")
@@ -209,4 +271,5 @@ def load_collect(path: str | None, flags: dict[str, Any]) -> CollectConfig:
         raise ConfigError("relay: the same sensor is named twice: name each once")
     if config.keys:
         _check_keys(config.keys, config.relay, "--relay")
+    check_transport(config, config.listen)
     return config

@@ -17,7 +17,7 @@ from guestagent.governor.bucket import Gate
 from guestagent.model import Exclusion, Interface, Selection
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Kind, ProtocolError
-from guestagent.tapstream.hello import AgentHello, CollectorHello, decode_counts, encode_interface
+from guestagent.tapstream.hello import MOST_COLLECTORS, AgentHello, CollectorHello, decode_counts, encode_interface
 from guestagent.tapstream.lease import Lease
 from guestagent.tapstream.session import Pending, SendWindow
 
@@ -58,8 +58,11 @@ class Desk:
         """Of a block that leaves in several runs."""
         self.collector_note = ""
         """What the collector remarks with its acknowledgements, such as a full disk."""
+        self._acknowledged: dict[str, int] = {}
+        """The last sequence that each collector acknowledged, the latest collector last."""
         self._started_ns = time.time_ns()
         self._exclusions: deque[Exclusion] = deque(maxlen=KEPT_EXCLUSIONS)
+        self._is_ending = False
         self._tunnels: list[Exclusion] = []
         """Exclusions that hold for the whole run."""
 
@@ -76,16 +79,25 @@ class Desk:
             first_sequence=self.window.first_sequence,
             interfaces=tuple(source.interface for source in self.tap.sources),
             dedupe=self._dedupe,
+            acknowledged=dict(self._acknowledged),
         )
 
     def exclude(self, exclusion: Exclusion) -> None:
         """Leave one more connection of ours out of the capture."""
         if exclusion in self._tunnels:
             return
-        (self._exclusions if exclusion.local_port and not exclusion.last_local_port else self._tunnels).append(
-            exclusion
-        )
+        if not exclusion.local_port or exclusion.last_local_port:
+            self._tunnels.append(exclusion)
+        else:
+            if exclusion in self._exclusions:  # still in use, so it moves to the end
+                self._exclusions.remove(exclusion)
+            self._exclusions.append(exclusion)
         self._attach(self.capture, self.selection)
+
+    def reject_all(self) -> None:
+        """Let nothing new in, whatever connection of ours is still made."""
+        self._is_ending = True
+        self.tap.reject_all()
 
     # -- the filter -----------------------------------------------------------------------------------------------
 
@@ -133,6 +145,8 @@ class Desk:
             self._swap(capture, selection._replace(peers=()))
 
     def _swap(self, capture: Capture, selection: Selection) -> None:
+        if self._is_ending:
+            return
         for source in self.tap.sources:
             source.attach(capture.program(source.interface.id, (*self._tunnels, *self._exclusions), selection))
             source.pause(selection.paused)
@@ -193,6 +207,9 @@ class Desk:
     def _settle(self, sequence: int, collector_id: str, unsupported: dict[int, int]) -> None:
         if sequence > self.window.highest_sent:
             raise ProtocolError(f"it acknowledges frame {sequence}, which was never sent")
+        self._acknowledged[collector_id] = max(sequence, self._acknowledged.pop(collector_id, 0))
+        if len(self._acknowledged) > MOST_COLLECTORS:
+            del self._acknowledged[next(iter(self._acknowledged))]
         self.tap.settle((pending.loan for pending in self.window.acknowledge(sequence)), delivered=True)
         self.tap.note(collector_id, "unsupported_gso", unsupported)
 

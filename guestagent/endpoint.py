@@ -7,6 +7,7 @@ from guestagent.errors import ConfigError
 
 DEFAULT_PORT = 4795
 MOST_PORT = 65_535
+STREAMS = ("tcp", "tls")
 TUNNEL_FORMS = {
     "vxlan": "vxlan://HOST[:4789]?vni=N",
     "geneve": "geneve://HOST[:6081]?vni=N",
@@ -34,6 +35,16 @@ class Endpoint:
     """Of a tunnel that is listened to: copies of any key are taken."""
 
     @property
+    def is_secure(self) -> bool:
+        """Is nothing of the copies readable on the way?"""
+        return self.scheme in ("tls", "dir")
+
+    @property
+    def is_stream(self) -> bool:
+        """Is it a collector that acknowledges?"""
+        return self.scheme in STREAMS
+
+    @property
     def is_tunnel(self) -> bool:
         """Is it a one-way tunnel to a sensor?"""
         return self.scheme in TUNNEL_FORMS
@@ -54,7 +65,7 @@ def _key_name(scheme: str) -> str:
 
 def parse_endpoint(url: str, where: str, *, passive: bool = False) -> Endpoint:
     """Read a `--to`, or with `passive` a `--listen`. Raises ConfigError with what the URL may be."""
-    usable = "tcp://HOST:PORT" if passive else "tcp://HOST[:PORT] or dir:PATH"
+    usable = "tls://HOST:PORT or tcp://HOST:PORT" if passive else "tls://HOST[:PORT], tcp://HOST[:PORT] or dir:PATH"
     scheme, _, rest = url.partition(":")
     if scheme == "dir" and not passive:
         if not rest:
@@ -62,7 +73,7 @@ def parse_endpoint(url: str, where: str, *, passive: bool = False) -> Endpoint:
         return Endpoint("dir", path=rest)
     if scheme in TUNNEL_FORMS:
         return _tunnel_listener(url, scheme, where) if passive else _tunnel(url, scheme, where)
-    if scheme != "tcp" or not rest.startswith("//"):
+    if scheme not in STREAMS or not rest.startswith("//"):
         also = "or a tunnel, vxlan:// geneve:// gre:// erspan://"
         raise ConfigError(f"{where}: {url!r} is no address that this version knows: write {usable}, {also}")
     parts, port = _split(url, where, usable)
@@ -72,7 +83,7 @@ def parse_endpoint(url: str, where: str, *, passive: bool = False) -> Endpoint:
         raise ConfigError(f"{where}: {url!r} names no host: write {usable}")
     if not passive and port == 0:
         raise ConfigError(f"{where}: {url!r} names port 0: write {usable}")
-    return Endpoint("tcp", parts.hostname or "", DEFAULT_PORT if port is None else port)
+    return Endpoint(scheme, parts.hostname or "", DEFAULT_PORT if port is None else port)
 
 
 def _split(url: str, where: str, usable: str) -> tuple[SplitResult, int | None]:

@@ -1,5 +1,6 @@
 """From config to the first captured packet, with as few imports as can be: the rest loads while the ring fills."""
 
+import logging
 import os
 
 from guestagent.capture.engine import Capture, Wish, open_capture
@@ -7,6 +8,9 @@ from guestagent.config import RunConfig
 from guestagent.observe.reports import check_writable
 from guestagent.rlimits import refuse_small
 from guestagent.route import refuse_tunnel_loop
+from guestagent.trust import is_exposed
+
+log = logging.getLogger("guestagent.agent")
 
 SEED_BYTES = 4
 """A seed that everybody knows would let a sender pick ports that are never copied."""
@@ -20,6 +24,8 @@ def begin(config: RunConfig) -> Capture:
     check_writable(config.report)
     for endpoint in config.to:
         refuse_tunnel_loop(endpoint, config.interface)
+        if is_exposed(endpoint):
+            log.warning("copies go to %s in clear text, which is not a private address", endpoint)
     os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
     return open_capture(wish_of(config))
 

@@ -80,7 +80,7 @@ make_venv() {
     [ -d "$venv" ] || "$python" -m venv "$venv"
     # Dependency groups need pip 25.1; Debian 12 brings 23.0.
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[portable]' --group dev
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[portable,pki]' --group dev
     touch "$stamp"
 }
 

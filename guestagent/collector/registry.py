@@ -25,6 +25,7 @@ _SUMMED: dict[str, Callable[[Run], int]] = {
     "received_bytes": lambda run: run.received_bytes,
     "gaps": lambda run: run.place.gaps,
     "duplicates": lambda run: run.place.duplicates,
+    "elsewhere": lambda run: run.place.elsewhere,
     "written": lambda run: run.written,
     "malformed": lambda run: run.malformed,
     "reduced_dropped": lambda run: run.fidelity.dropped,
@@ -100,7 +101,7 @@ class Registry:
             track, resume = self._sink.open_run(hello)
             spouts = [outlet.open_run(hello) for outlet in self._outlets]
             run = agent.runs[hello.run_id] = Run(hello, track, resume, spouts)
-        held = run.resume_at(hello) if run.known_before else None
+        held = run.resume_at(hello, self._collector_id) if run.known_before else None
         run.known_before = True
         return run, CollectorHello(self._collector_id, self._version, held, run.place.unsupported_gso)
 

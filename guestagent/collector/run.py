@@ -39,14 +39,15 @@ class Run:
         """When the connection was lost without a BYE; 0 while it stands or after a BYE."""
         self.ended = False
 
-    def resume_at(self, hello: AgentHello) -> int | None:
+    def resume_at(self, hello: AgentHello, collector_id: str) -> int | None:
         """The sequence to answer to a hello of this run: what is safe, not what waits in memory; None for nothing."""
         for facts in hello.interfaces:
             if not self.track.knows(facts.id):
                 self._describe(facts)
         self._make_safe()
         self.broken_ns = 0
-        if hello.first_sequence > self.place.held_sequence + 1:
+        if self.place.skip_to(hello.first_sequence - 1, hello.acknowledged.get(collector_id, 0)):
+            self.acknowledged_sequence = self.place.held_sequence
             return None
         return self.acknowledged_sequence or None
 

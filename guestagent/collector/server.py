@@ -6,28 +6,26 @@ flooding agent can't starve the others. What a turn brought is written before it
 
 import logging
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guestagent.capture.block import LAYOUTS, MalformedBlock
-from guestagent.collector.connection import Connection, Lessor, accept, open_listener
+from guestagent.collector.connection import Connection, Lessor, accept, most_connections, open_listener
 from guestagent.collector.registry import Agent, Registry
 from guestagent.collector.run import Run
 from guestagent.errors import GuestagentError
 from guestagent.loop import READABLE, WRITABLE, Loop
-from guestagent.rlimits import LEAST_FILES, raise_file_limit
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Frame, Kind, ProtocolError
 from guestagent.tapstream.hello import decode_agent_hello, encode_collector_hello
+
+if TYPE_CHECKING:
+    from guestagent.links.secure import Credentials
 
 log = logging.getLogger("guestagent.collector")
 
 TURN_BYTES = 1024 * 1024
 LEAST_FRAME_COST_BYTES = 4096
 """What a frame, however small, counts of a turn: 256 of them take about 10 ms, marks of 64 interfaces included."""
-MOST_CONNECTIONS = 2048
-"""Each holds at most 1.3 MB of buffer; strangers hold 4 KB and are gone after GREETING_SECONDS."""
-FILES_PER_CONNECTION = 2
-"""Its socket and its run's file; beyond the process's limit, accept would fail and be called again at once."""
 GREETING_SECONDS = 5.0
 SILENCE_SECONDS = 10.0
 """An agent pings every second when idle; one that is silent so long is gone, its run may come back."""
@@ -46,21 +44,22 @@ class Server:
         self._loop, self._registry = loop, registry
         self._listeners: list[socket.socket] = []
         self.connections: dict[int, Connection] = {}
-        self._most_connections = min(MOST_CONNECTIONS, (raise_file_limit() - LEAST_FILES) // FILES_PER_CONNECTION)
+        self._most_connections = most_connections()
         self._leases = Lessor()
+        self.allowed: tuple[str, ...] = ()
         self.refused = 0
         """Connections closed before or for what they sent."""
 
-    def listen(self, host: str, port: int) -> tuple[str, int]:
+    def listen(self, host: str, port: int, tls: "Credentials | None" = None) -> tuple[str, int]:
         """Open a listener; the address it got. Raises ConfigError where the port is taken or the address not ours."""
         listener = open_listener(host, port)
         self._listeners.append(listener)
-        self._loop.watch(listener, READABLE, lambda _events: self._accept(listener))
+        self._loop.watch(listener, READABLE, lambda _events: self._accept(listener, tls))
         name = listener.getsockname()
         return str(name[0]), int(name[1])
 
-    def _accept(self, listener: socket.socket) -> None:
-        connection = accept(listener, self._loop.now())
+    def _accept(self, listener: socket.socket, tls: "Credentials | None") -> None:
+        connection = accept(listener, self._loop.now(), tls)
         if connection is None:
             return
         if len(self.connections) >= self._most_connections:
@@ -134,23 +133,23 @@ class Server:
 
     def _handle(self, connection: Connection, frame: Frame, now: float) -> None:
         run = connection.run
-        if run is None:
+        if frame.kind == Kind.PING:
+            self._send(connection, connection.pong(now))
+            if len(connection.unsent) > MOST_UNSENT_BYTES:
+                raise ProtocolError("it does not read its answers")
+        elif run is None:
             if frame.kind != Kind.HELLO:
                 raise ProtocolError(f"a {Kind(frame.kind).name} frame came before the hello")
             self._greet(connection, frame)
-        elif frame.kind == Kind.PING:
-            self._send(connection, frames.encode(Kind.PONG))
-            if len(connection.unsent) > MOST_UNSENT_BYTES:
-                raise ProtocolError("it does not read its answers")
         elif frame.kind == Kind.BYE:
             self._goodbye(connection, run, frame, now)
         elif frame.kind != Kind.PONG and not run.ended:
             run.frame(frame, now)
 
     def _greet(self, connection: Connection, frame: Frame) -> None:
-        hello = decode_agent_hello(frames.decode_json(frame), LAYOUTS)
+        hello = connection.vouched(decode_agent_hello(frames.decode_json(frame), LAYOUTS), self.allowed)
         for other in list(self.connections.values()):
-            if other.run and other.run.hello.run_id == hello.run_id:
+            if other.run and (other.run.hello.run_id, other.run.hello.agent_id) == (hello.run_id, hello.agent_id):
                 other.run = None
                 self._close(other)
         try:
@@ -159,7 +158,7 @@ class Server:
             raise ProtocolError(str(error)) from error
         connection.run = run
         connection.deframer.welcome()
-        self._send(connection, frames.PREFACE + frames.encode_json(Kind.HELLO, encode_collector_hello(answer)))
+        self._send(connection, connection.preface() + frames.encode_json(Kind.HELLO, encode_collector_hello(answer)))
         names = ", ".join(one.name for one in hello.interfaces)
         log.info("agent %s at %s streams %s", hello.agent_id, connection.peer, frames.printable(names))
 

@@ -57,8 +57,10 @@ class Link(Protocol):
     """A way to a collector."""
 
     state: LinkState
-    is_blocked: bool
-    """The way was full at the last pump: waiting would cost throughput."""
+
+    @property
+    def is_blocked(self) -> bool:
+        """Was the way full at the last pump? Waiting would cost throughput."""
 
     def tick(self, now: float) -> None:
         """Do what time asks for."""

@@ -13,6 +13,9 @@ IP_BYTES = {socket.AF_INET: 20, socket.AF_INET6: 40}
 TCP_BYTES = 32
 """With the timestamps that Linux uses where the peer does."""
 USUAL_PAYLOAD_BYTES = 1448
+RECORD_BYTES = 16 * 1024
+RECORD_OVERHEAD_BYTES = 22
+"""Of a TLS 1.3 record: header, content type and tag (RFC 8446, section 5.2)."""
 
 _TC_PRIO_BULK = 2
 """linux/pkt_sched.h: pfifo_fast sends production traffic of the default class before copies."""
@@ -27,9 +30,12 @@ class Segment(NamedTuple):
 
     payload_bytes: int = USUAL_PAYLOAD_BYTES
     header_bytes: int = ETHERNET_BYTES + IP_BYTES[socket.AF_INET6] + TCP_BYTES
+    is_secure: bool = False
 
     def wire_bytes(self, payload_bytes: int) -> int:
         """What a write of so many bytes takes on the wire, as interfaces count: Ethernet header, no checksum."""
+        if self.is_secure:
+            payload_bytes += ceil(payload_bytes / RECORD_BYTES) * RECORD_OVERHEAD_BYTES
         return payload_bytes + ceil(payload_bytes / self.payload_bytes) * self.header_bytes
 
 

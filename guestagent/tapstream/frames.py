@@ -31,6 +31,8 @@ BLOCK_PREFIX = Struct("<I4x")
 BLOCK_PREFIX_BYTES = BLOCK_PREFIX.size
 
 FLAG_LAST_OF_BLOCK = 0x01
+_TLS_HANDSHAKE = 22
+"""The first byte of a TLS connection (RFC 8446, section 5.1)."""
 
 
 class Kind(IntEnum):
@@ -48,6 +50,8 @@ class Kind(IntEnum):
 
 
 SEQUENCED = frozenset((Kind.BLOCK, Kind.REPORT, Kind.INFO))
+BEFORE_THE_HELLO = frozenset((Kind.HELLO, Kind.PING, Kind.PONG, Kind.BYE))
+"""An agent that is served elsewhere pings to see whether we are well."""
 
 MOST_JSON_BYTES = 64 * 1024
 """A hello of 64 interfaces with ten addresses each takes 30 KB."""
@@ -179,7 +183,7 @@ class Deframer:
         kind, _, _, length, _ = HEADER.unpack_from(self._buffer, self._start)
         if kind not in MOST_PAYLOAD_BYTES:
             raise ProtocolError(f"unknown frame type {kind}")
-        if not self._welcomed and kind not in (Kind.HELLO, Kind.BYE):
+        if not self._welcomed and kind not in BEFORE_THE_HELLO:
             raise ProtocolError(f"a {Kind(kind).name} frame came before the hello")
         if length > MOST_PAYLOAD_BYTES[kind]:
             most = MOST_PAYLOAD_BYTES[kind]
@@ -204,7 +208,8 @@ class Deframer:
     def _take_preface(self) -> bool:
         got = bytes(memoryview(self._buffer)[self._start : min(self._end, len(PREFACE))])
         if got[:7] != PREFACE[: min(len(got), 7)]:
-            raise ProtocolError("the first bytes are no tapstream preface")
+            speaks = ": they are TLS, which this end does not speak" if got[0] == _TLS_HANDSHAKE else ""
+            raise ProtocolError(f"the first bytes are no tapstream preface{speaks}")
         if len(got) < len(PREFACE):
             return False
         if got != PREFACE:

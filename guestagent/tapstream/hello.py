@@ -4,7 +4,7 @@ Names that will become file names come from here alone, so a hostile one ends he
 """
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from guestagent.model import LINK_TYPE_ETHERNET, Interface
@@ -16,6 +16,8 @@ _MAC = re.compile(r"(?:[0-9a-f]{2}(?::[0-9a-f]{2}){5})?")
 MOST_INTERFACES = 64
 """More NICs than any cloud gives one VM (AWS: 15 cards' worth)."""
 MOST_ADDRESSES = 64
+MOST_COLLECTORS = 16
+"""That took a run in turn; of more, the agent names the last ones."""
 MOST_TEXT_CHARACTERS = 256
 _MOST_INTEGER = 2**63 - 1
 _MOST_SPEED_MBIT = 2**32 - 1
@@ -43,6 +45,8 @@ class AgentHello:
     cloud: str = ""
     dedupe: str = ""
     """The address domain within which this agent takes leases; empty: none."""
+    acknowledged: dict[str, int] = field(default_factory=dict)
+    """The last sequence that each collector acknowledged, by collector id: what it lacks up to there, it lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,18 @@ def decode_agent_hello(value: dict[str, Any], layouts: tuple[str, ...]) -> Agent
         interfaces=tuple(decode_interface(one) for one in interfaces),
         cloud=_field(value, "cloud", str, "hello"),
         dedupe=_name(value, "dedupe", "hello") if value.get("dedupe") else "",
+        acknowledged=_acknowledged(value.get("acknowledged", {})),
     )
+
+
+def _acknowledged(value: Any) -> dict[str, int]:
+    if not isinstance(value, dict) or len(value) > MOST_COLLECTORS:
+        raise ProtocolError(f"hello: acknowledged must be a JSON object of at most {MOST_COLLECTORS}")
+    if not all(
+        is_name(name) and type(sequence) is int and 0 <= sequence <= _MOST_INTEGER for name, sequence in value.items()
+    ):
+        raise ProtocolError("hello: acknowledged must be sequences by collector")
+    return dict(value)
 
 
 def encode_collector_hello(hello: CollectorHello) -> dict[str, Any]:

@@ -117,6 +117,8 @@ class ReceiveState:
     """Numbered frames that never came."""
     duplicates: int = 0
     """Numbered frames that came again and were not written."""
+    elsewhere: int = 0
+    """Numbered frames that another collector acknowledged."""
     unsupported_gso: dict[int, int] = field(default_factory=dict)
     """Stale records by interface id, over the whole run."""
 
@@ -126,6 +128,18 @@ class ReceiveState:
             self.duplicates += 1
             return False
         return True
+
+    def skip_to(self, sequence: int, ours: int) -> bool:
+        """The agent no longer holds what comes up to `sequence`, so a collector acknowledged it: up to `ours` we did.
+
+        True where we lack some of it: what we acknowledged is a gap, the rest is held elsewhere.
+        """
+        missed = max(0, sequence - self.held_sequence)
+        lost = min(missed, max(0, ours - self.held_sequence))
+        self.gaps += lost
+        self.elsewhere += missed - lost
+        self.held_sequence += missed
+        return missed > 0
 
     def hold(self, sequence: int) -> None:
         """This frame is taken; frames that were skipped before it are counted."""

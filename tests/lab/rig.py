@@ -51,7 +51,15 @@ class Rig:
             process = host.popen(argv, env=self.environment, stderr=stderr, stdin=subprocess.DEVNULL, **options)
         return Process(process, log, self.directory / report if report else None, self.directory / "run")
 
-    def collect(self, host: Host, *arguments: str, write: str = "", listen: str = COLLECTOR) -> "Process":
+    def collect(
+        self,
+        host: Host,
+        *arguments: str,
+        write: str = "",
+        listen: str = COLLECTOR,
+        scheme: str = "tcp",
+        report: str = "collector.json",
+    ) -> "Process":
         """Start a collector that writes below `captures`, and wait until it listens."""
         address = f"[{listen}]" if ":" in listen else listen
         write = write or str(self.captures)
@@ -59,11 +67,11 @@ class Rig:
             host,
             "collect",
             "--listen",
-            f"tcp://{address}:{PORT}",
+            f"{scheme}://{address}:{PORT}",
             "--write",
             write,
             *arguments,
-            report="collector.json",
+            report=report,
         )
         wait_for(lambda: "listens on" in process.log_text(), "the collector to listen")
         return process

@@ -18,7 +18,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Scheme, key and port of a tunnel's URL are those of the encoders' table.
     "endpoint": WORDS | {"encap.tunnel"},
     "values": WORDS | {"endpoint"},
-    "config": WORDS | {"values", "endpoint", "encap.tunnel"},
+    "trust": WORDS | {"endpoint"},
+    "config": WORDS | {"values", "endpoint", "encap.tunnel", "trust"},
     # thinking
     "tapstream": WORDS,
     "encap": WORDS,
@@ -30,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rlimits": WORDS,
     "capture": WORDS | {"rlimits"},
     # A direct tunnel has no collector behind it: it walks the records itself, on the way to an endpoint.
-    "links": WORDS | {"loop", "tapstream", "encap", "endpoint", "capture.block"},
+    "links": WORDS | {"loop", "tapstream", "encap", "endpoint", "trust", "capture.block"},
     # Of capture the collector knows the layout of a record alone.
     "collector": WORDS | {"loop", "tapstream", "encap", "links", "endpoint", "capture.block", "rlimits"},
     "observe": WORDS | {"loop"},
@@ -45,12 +46,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reload": WORDS | {"capture", "config", "desk", "start", "steering"},
     "cli": EVERYTHING,
     "demo": EVERYTHING,
+    "pki": WORDS | {"tapstream", "trust"},
+    "merge": WORDS | {"collector"},
     "__main__": EVERYTHING,
-    "start": WORDS | {"capture", "config", "observe", "rlimits", "route"},
+    "start": WORDS | {"capture", "config", "observe", "rlimits", "route", "trust"},
     "route": WORDS | {"capture", "links", "endpoint"},
     # The collector's desk: it runs on another machine and knows nothing of agent, capture or governor.
     "collect": WORDS
-    | {"collector", "config", "endpoint", "identity", "links", "loop", "observe", "rlimits", "tapstream"},
+    | {"collector", "config", "endpoint", "identity", "links", "loop", "observe", "rlimits", "tapstream", "trust"},
 }
 """Room or top-level module: what it may import of guestagent, beside itself and `guestagent.__version__`."""
 

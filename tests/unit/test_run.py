@@ -167,17 +167,19 @@ def test_a_frame_in_front_of_a_bad_one_is_not_promised_unwritten(registry: Regis
     assert 1 == registry.report()["agents"]["vm-1"]["malformed"]
 
 
+@pytest.mark.parametrize("ours", [0, 3, 10, 200])
 @pytest.mark.parametrize("first, held", [(1, 3), (4, 3), (5, None), (100, None)])
-def test_an_agent_that_went_on_elsewhere(registry: Registry, first: int, held: int | None) -> None:
-    """What an agent no longer holds when it comes back was taken by another collector: here it is a gap."""
+def test_an_agent_that_went_on_elsewhere(registry: Registry, first: int, held: int | None, ours: int) -> None:
+    """What an agent no longer holds was acknowledged: by another collector, or by us, who lost it: a gap."""
     run, _ = registry.open(agent_hello())
     for sequence in (1, 2, 3):
         take(run, packets_frame(sequence, [packet(sequence)]))
-    _, answer = registry.open(agent_hello(first_sequence=first))
+    _, answer = registry.open(agent_hello(first_sequence=first, acknowledged={"other": 99, "collector-1": ours}))
     take(run, packets_frame(max(first, 4), [packet(9)]))
+    gaps = max(0, min(ours, first - 1) - 3)
 
     assert held == answer.held_sequence
-    assert max(0, first - 4) == run.place.gaps
+    assert (gaps, max(0, first - 4) - gaps) == (run.place.gaps, run.place.elsewhere)
 
 
 def test_a_run_that_begins_elsewhere_has_no_gap(registry: Registry) -> None:

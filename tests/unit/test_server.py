@@ -171,7 +171,6 @@ STRANGERS = [
     pytest.param(PREFACE + header(1, 2**32 - 1), "over the bound", id="hello of 4 GB"),
     pytest.param(PREFACE + header(99, 0), "unknown frame type 99", id="unknown type"),
     pytest.param(PREFACE + packets_frame(1, [packet(1)]), "BLOCK frame came before the hello", id="block first"),
-    pytest.param(PREFACE + frames.encode(Kind.PING), "PING frame came before the hello", id="ping first"),
     pytest.param(PREFACE + frames.encode_json(Kind.BYE, {}), "BYE frame came before the hello", id="bye first"),
     pytest.param(PREFACE + frames.encode(Kind.HELLO, b"[" * 60_000), "no JSON object", id="deep hello"),
     pytest.param(hello_frame(agent_id="../../etc"), "agent_id must be 1 to 64", id="name that climbs"),

@@ -13,11 +13,14 @@ from unittest import mock
 import pytest
 
 from guestagent.collector.embedded import EmbeddedCollector
+from guestagent.endpoint import Endpoint
 from guestagent.errors import RunError
-from guestagent.links import resolve, stream
+from guestagent.links import channel, resolve
+from guestagent.links.channel import PING_SECONDS
+from guestagent.links.collectors import SILENCE_SECONDS
 from guestagent.links.local import MOST_FRAMES_PER_TURN, LocalLink
 from guestagent.links.resolve import Resolver, is_numeric
-from guestagent.links.stream import PING_SECONDS, SILENCE_SECONDS, StreamLink
+from guestagent.links.stream import StreamLink
 from guestagent.loop import READABLE, Loop
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import PREFACE, Deframer, Kind
@@ -110,7 +113,9 @@ class Bench:
         self.loop = SkewedLoop()
         self.owner = FakeOwner()
         self.collector = FakeCollector(receive_bytes)
-        self.link = StreamLink("127.0.0.1", self.collector.port, self.owner, self.loop, Backoff(lambda: 0.0))
+        self.link = StreamLink(
+            [Endpoint("tcp", "127.0.0.1", self.collector.port)], self.owner, self.loop, None, Backoff(lambda: 0.0)
+        )
 
     def turn(self, seconds: float = 0.002) -> None:
         """One turn of the agent's loop."""
@@ -198,7 +203,7 @@ def test_a_socket_that_takes_little_gets_the_same_bytes() -> None:
     bench = Bench(receive_bytes=2048)
     try:
         bench.connect()
-        bench.link._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        bench.link._channel._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         body = os.urandom(150_000)
         for number in range(1, 9):
             bench.owner.queue([packet(number) + body])
@@ -259,8 +264,8 @@ def test_a_silent_collector_is_pinged_then_left(bench: Bench) -> None:
         bench.until(lambda: bench._heard(Kind.PING))
         bench.collector.heard.clear()
         bench.collector.say(frames.encode(Kind.PONG))
-        heard_at = bench.link._heard_at
-        bench.until(lambda heard_at=heard_at: bench.link._heard_at > heard_at)
+        heard_at = bench.link._channel._heard_at
+        bench.until(lambda heard_at=heard_at: bench.link._channel._heard_at > heard_at)
     assert bench.link.state.connected
     for _ in range(3):
         assert bench.link.state.connected
@@ -378,7 +383,7 @@ def test_one_turn_is_bounded(bench: Bench) -> None:
     bench.link.pump(bench.loop.now())
     drain.join(PATIENCE_SECONDS)
 
-    assert largest <= stream.MOST_BYTES_PER_TURN + 300_000
+    assert largest <= channel.MOST_BYTES_PER_TURN + 300_000
     assert 0 == bench.owner.window.unsent
 
 

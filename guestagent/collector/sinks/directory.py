@@ -61,8 +61,8 @@ class DirectorySink:
         make_directory(folder)
         run_id = bytes.fromhex(hello.run_id)
         path, found = self._left.pop(run_id, (None, None))
-        if path is not None and not path.exists():
-            path = found = None  # retention took it
+        if path is not None and not (path.parent == folder and path.exists()):
+            path = found = None  # retention took it, or it is another agent's
         track = _FileTrack(hello, _Pages(folder, hello.started_ns, self._rotation, self._fsync), path, found)
         self._tracks = [one for one in self._tracks if not one.closed] + [track]
         return track, resume_of(found.runs[run_id] if found else None)

@@ -153,6 +153,15 @@ def reports(data: Buffer) -> Iterator[tuple[bytes, dict[str, Any]]]:
             yield run_id, value
 
 
+def mark_at(data: Buffer, start: int, stop: int) -> tuple[bytes, int] | None:
+    """(run id, sequence) of the custom block at `start` of a whole file, None where it is no mark."""
+    found = Recovered()
+    if not _note_mark(found, data, start, stop, 0):
+        return None
+    ((run_id, place),) = found.runs.items()
+    return run_id, place.sequence
+
+
 def packets(data: Buffer) -> Iterator[tuple[int, int, int, memoryview]]:
     """(interface index, time in ns, original bytes, frame) of every packet block."""
     view = memoryview(data)

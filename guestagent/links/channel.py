@@ -1,0 +1,299 @@
+"""One connection to one collector: connect, greet, send frames, hear ACKs; or only ping it and hear that it is well.
+
+               writable               collector's hello
+    CONNECTING ────────► GREETING ──────────────────────► STREAMING
+         │                  ▲
+         └────► WATCHING ───┘ greet: the link takes this one, it answered often enough
+
+The local port is chosen before the connection is made (bind), so the capture filter can leave out exactly this
+connection from its first packet on: nothing wider is ever excluded.
+
+A frame that the socket took only in part is repeated from the same byte of the same memory before anything else is
+sent: TLS demands it (a retried write must offer the same bytes), TCP does not mind.
+"""
+
+import os
+import socket
+from collections import deque
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
+
+from guestagent.links.collectors import Patience
+from guestagent.links.owner import LinkOwner, LinkState
+from guestagent.links.ramp import Ramp, bulk_socket, queued_bytes, segment_of, total_retransmitted
+from guestagent.links.resolve import Address
+from guestagent.loop import EDGE, READABLE, WRITABLE, Loop
+from guestagent.model import Exclusion
+from guestagent.tapstream import frames
+from guestagent.tapstream.frames import Deframer, Frame, Kind, ProtocolError
+from guestagent.tapstream.hello import CollectorHello, decode_collector_hello, encode_agent_hello
+from guestagent.tapstream.lease import decode_lease
+
+if TYPE_CHECKING:
+    from guestagent.links.secure import Credentials
+
+PING_SECONDS = 1.0
+MOST_BYTES_PER_TURN = 4 * 1024 * 1024
+"""One turn of the loop sends no more, so that ticks, signals and status keep their time at 40 Gbit/s (0.8 ms)."""
+_IPPROTO_TCP = 6
+
+
+class Phase(Enum):
+    """Where the connection is; see the picture above."""
+
+    CONNECTING = "connecting"
+    WATCHING = "watching"
+    GREETING = "greeting"
+    STREAMING = "streaming"
+
+
+class _GoodbyeError(Exception):
+    """The collector ends the connection; the text is the sentence."""
+
+
+class ChannelOwner(Protocol):
+    """The link behind a channel."""
+
+    def answered(self, channel: "Channel", now: float) -> None:
+        """A watched collector is well."""
+
+    def welcomed(self, channel: "Channel", answer: CollectorHello, now: float) -> None:
+        """The collector takes the run."""
+
+    def broke(self, channel: "Channel", reason: str) -> None:
+        """The connection is over; the channel is closed already."""
+
+
+class Channel:
+    """A connection that is being made, or stands. After `broke` or `close` it is of no more use."""
+
+    def __init__(
+        self, name: str, link: ChannelOwner, owner: LinkOwner, loop: Loop, state: LinkState, *, patience: Patience
+    ) -> None:
+        self.name = name
+        self.phase = Phase.CONNECTING
+        self.pongs = 0
+        self.is_blocked = self.is_leaving = False
+        self.exclusion: Exclusion | None = None
+        self._link, self._owner, self._loop, self._state = link, owner, loop, state
+        self.patience = patience
+        self._host, self._is_watch = "", False
+        self._tls: Credentials | None = None
+        self._socket: socket.socket | None = None
+        self._collector_id = ""
+        self._deframer = Deframer()
+        self._control: deque[bytes] = deque()
+        self._ramp = Ramp()
+        self._due_at = self._heard_at = self._checked_at = 0.0
+        self._sent_bytes = self._drained_bytes = 0
+        self._sent_sequence = self._acked_sequence = 0
+
+    def open(self, address: Address, now: float, *, host: str, tls: "Credentials | None", watch: bool) -> None:
+        """Begin to connect. Raises OSError; then the channel is closed."""
+        self._host, self._tls, self._is_watch = host, tls, watch
+        self._due_at = now + self.patience.connect_seconds
+        family, place = address
+        self._socket = bulk_socket(family)
+        remote = str(place[0]).partition("%")[0]
+        self.exclusion = Exclusion(_IPPROTO_TCP, remote, int(place[1]), self._socket.getsockname()[1])
+        self._owner.exclude(self.exclusion)
+        try:
+            self._socket.connect(place)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.close()
+            raise
+        self._loop.watch(self._socket, READABLE | WRITABLE | EDGE, self._ready)
+
+    # -- time ---------------------------------------------------------------------------------------------------
+
+    def deadline(self) -> float:
+        """When `tick` is due."""
+        if self.phase in (Phase.STREAMING, Phase.WATCHING):
+            return max(self._heard_at, self._checked_at) + PING_SECONDS
+        return self._due_at
+
+    def tick(self, now: float) -> None:
+        """Give up a silent attempt, or ping."""
+        if now < self.deadline():
+            return
+        if self.phase in (Phase.STREAMING, Phase.WATCHING):
+            self._check_silence(now)
+        else:
+            self._broken(
+                f"{self.name} did not answer within {self.patience.connect_seconds:.1f} s ({self.phase.value})"
+            )
+
+    def _check_silence(self, now: float) -> None:
+        self._checked_at = now
+        if self._still_draining():
+            self._heard_at = max(self._heard_at, now - PING_SECONDS)
+        if now - self._heard_at >= self.patience.silence_seconds:
+            self._broken(f"{self.name} has been silent for {self.patience.silence_seconds:g} s")
+        elif now - self._heard_at >= PING_SECONDS:
+            self._control.append(frames.encode(Kind.PING))
+            self.pump(now)
+
+    def _still_draining(self) -> bool:
+        """On a slow path a ping waits behind data; bytes that the peer's kernel takes are a sign of life meanwhile."""
+        assert self._socket is not None
+        queued = queued_bytes(self._socket)
+        before, self._drained_bytes = self._drained_bytes, self._sent_bytes - queued
+        return queued > 0 and self._drained_bytes > before
+
+    # -- coming up ----------------------------------------------------------------------------------------------
+
+    def _ready(self, events: int) -> None:
+        now = self._loop.now()
+        assert self._socket is not None
+        if self.phase is Phase.CONNECTING:
+            error = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error:
+                self._broken(f"no connection to {self.name}: {os.strerror(error)}")
+                return
+            if not events & WRITABLE:
+                return
+            self._connected(self._socket, now)
+        if events & ~WRITABLE:
+            self._read(now)
+        if self._socket is not None:
+            self.pump(now)
+
+    def _connected(self, plain: socket.socket, now: float) -> None:
+        self._ramp.segment = segment_of(plain)._replace(is_secure=self._tls is not None)
+        if self._tls is not None:
+            self._socket = self._tls.wrap(plain, self._host)
+        self._control.append(frames.PREFACE)
+        if self._is_watch:
+            self.phase = Phase.WATCHING
+            self._heard_at = now
+            self._control.append(frames.encode(Kind.PING))
+        else:
+            self.greet(now)
+
+    def greet(self, now: float) -> None:
+        """Offer the run to this collector."""
+        hello = encode_agent_hello(self._owner.hello())
+        self._control.append(frames.encode_json(Kind.HELLO, hello))
+        self.phase = Phase.GREETING
+        self._due_at = now + self.patience.connect_seconds
+        self.pump(now)
+
+    # -- receiving ----------------------------------------------------------------------------------------------
+
+    def _read(self, now: float) -> None:
+        try:
+            while self._socket is not None:
+                count = self._socket.recv_into(self._deframer.space())
+                if count == 0:
+                    self._broken(f"{self.name} closed the connection")
+                    return
+                self._deframer.filled(count)
+                self._heard_at = now
+                for frame in self._deframer.frames():
+                    self._handle(frame, now)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._broken(f"the connection to {self.name} broke: {error.strerror or error}")
+        except _GoodbyeError as goodbye:
+            self._broken(str(goodbye))
+        except ProtocolError as error:
+            self._broken(f"{self.name} is no collector of ours: {error}")
+
+    def _handle(self, frame: Frame, now: float) -> None:
+        if frame.kind == Kind.BYE:
+            reason = str(frames.decode_json(frame).get("reason", ""))[:200]
+            raise _GoodbyeError(f"{self.name} said goodbye: {frames.printable(reason)}")
+        if frame.kind == Kind.PING:
+            self._control.append(frames.encode(Kind.PONG))
+        elif frame.kind == Kind.PONG:
+            self.pongs += 1
+            if self.phase is Phase.WATCHING:
+                self._link.answered(self, now)
+        elif self.phase is not Phase.STREAMING:
+            if self.phase is not Phase.GREETING or frame.kind != Kind.HELLO:
+                raise ProtocolError("no hello came first")
+            answer = decode_collector_hello(frames.decode_json(frame))
+            self._collector_id = answer.collector_id
+            self._deframer.welcome()
+            self.phase = Phase.STREAMING
+            self._heard_at = now
+            self._link.welcomed(self, answer, now)
+        elif frame.kind == Kind.ACK:
+            self._acked_sequence = frame.sequence
+            self._owner.acknowledged(frame.sequence, self._collector_id, frames.decode_json(frame))
+        elif frame.kind == Kind.LEASE:
+            self._owner.leased(decode_lease(frames.decode_json(frame)), now)
+
+    # -- sending ------------------------------------------------------------------------------------------------
+
+    def pump(self, now: float) -> bool:
+        """Send until the socket is full, nothing is left or allowed, or the turn's share is used up (then True)."""
+        left_bytes = MOST_BYTES_PER_TURN
+        self.is_blocked = False
+        while left_bytes > 0:
+            if self._socket is None or self.phase is Phase.CONNECTING or (not self._ramp and not self._load(now)):
+                return False
+            allowance = self._owner.allowance(now)
+            if allowance <= 0:
+                return False
+            try:
+                count = self._ramp.push(self._socket, allowance)
+            except BlockingIOError:
+                self.is_blocked = True
+                return False
+            except OSError as error:
+                self._read(now)  # the peer may have said why before it closed
+                self._broken(f"the connection to {self.name} broke: {error.strerror or error}")
+                return False
+            left_bytes -= count
+            self._sent_bytes += count
+            self._state.sent_bytes += count
+            self._owner.spent(self._ramp.segment.wire_bytes(count))
+        return True
+
+    def _load(self, now: float) -> bool:
+        """Put the next frame on the ramp: control frames first, they are small."""
+        if self._control:
+            self._ramp.load(self._control.popleft())
+            return True
+        if self.phase is not Phase.STREAMING or self.is_leaving:
+            return False
+        pending = self._owner.next_frame(now)
+        if pending is None:
+            return False
+        self._sent_sequence = pending.sequence
+        self._ramp.load(pending.frame, pending.body)
+        return True
+
+    @property
+    def is_settled(self) -> bool:
+        """Was everything that went out acknowledged?"""
+        return not self._ramp and self._acked_sequence >= self._sent_sequence
+
+    def retransmitted(self) -> int | None:
+        """Segments that the kernel sent again on this connection."""
+        return None if self._socket is None else total_retransmitted(self._socket)
+
+    def finish(self, reason: str) -> None:
+        """Send a BYE behind whatever is being sent."""
+        if self.phase is Phase.STREAMING:
+            self._control.append(frames.encode_json(Kind.BYE, {"reason": reason}))
+            self.is_leaving = True
+            self.pump(self._loop.now())
+
+    # -- going down ---------------------------------------------------------------------------------------------
+
+    def _broken(self, reason: str) -> None:
+        if self._socket is not None:
+            self.close()
+            self._link.broke(self, reason)
+
+    def close(self) -> None:
+        """Give the descriptor back; idempotent."""
+        if self._socket is not None:
+            self._loop.forget(self._socket)
+            self._socket.close()
+            self._socket = None
