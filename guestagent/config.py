@@ -136,8 +136,9 @@ _TUNNELS: dict[str, Callable[[Any, str], Any]] = {
 _RUN_KEYS: dict[str, Callable[[Any, str], Any]] = {
     **_FILES,
     "interface": values.list_of(values.text),
-    **_TUNNELS,
     "to": values.list_of(values.destination),
+    "mode": values.one_of(*MODES),
+    **_TUNNELS,
     "filter": values.text,
     "slice": values.slice_,
     "keep": values.fraction,
