@@ -1,5 +1,6 @@
 """The values of the config: text or TOML in, checked and in our units out, or ConfigError with the place."""
 
+import ipaddress
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ LEAST_PACKETS = 10
 SHEDDING = ("heavy", "thin", "headers", "sample", "pause")
 """From what tells least to what tells all; a list of fewer leaves the others out."""
 FLOOR_NAMES = ("never below headers", "never sample", "never slice")
+MOST_UNIX_PATH_BYTES = 107
+"""sockaddr_un has 108, the last one is NUL."""
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -201,3 +204,26 @@ def destination(value: Any, where: str) -> Endpoint:
 def listener(value: Any, where: str) -> Endpoint:
     """A `--listen`."""
     return parse_endpoint(text(value, where), where, passive=True)
+
+
+def metrics_address(value: Any, where: str) -> tuple[str, int] | str:
+    """`127.0.0.1:9795` or `unix:PATH` -> (host, port) or the path. Copies are not told of to the network."""
+    given = text(value, where)
+    if given.startswith("unix:"):
+        if not 0 < len(given.removeprefix("unix:").encode()) <= MOST_UNIX_PATH_BYTES:
+            raise ConfigError(f"{where}: {given!r} must name a path of 1 to {MOST_UNIX_PATH_BYTES} bytes")
+        return given.removeprefix("unix:")
+    try:
+        parts = urlsplit(f"//{given}")
+        host, port = parts.hostname or "", parts.port
+        loopback = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        port, loopback = None, ipaddress.ip_address("127.0.0.1")
+    if not port or given.rpartition(":")[2] != str(port):
+        raise ConfigError(f"{where}: {given!r} is no address: write 127.0.0.1:9795, [::1]:9795 or unix:PATH")
+    if not loopback.is_loopback:
+        raise ConfigError(
+            f"{where}: {given!r} would show the metrics to the network without a password: write 127.0.0.1:{port} or "
+            "unix:PATH and let a proxy with authentication stand before it"
+        )
+    return str(loopback), port
