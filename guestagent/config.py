@@ -6,10 +6,9 @@ have the names of the keys and win over the file.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from guestagent import values
+from guestagent import trusted, values
 from guestagent.errors import ConfigError
 from guestagent.values import FLOOR_NAMES, SHEDDING, Endpoint
 
@@ -33,6 +32,8 @@ class RunConfig:
     """Bytes of each interface's ring; 0: 64 MB, or less on a small VM."""
     promiscuous: bool = False
     engine: str = "auto"
+    wait: bool = False
+    """For an interface that is not there yet, as at boot; without it that is an error."""
     cpu: float | None = None
     """Percent of the VM. None here and below: the default budget, or with `full` no bound."""
     rate: float | None = None
@@ -52,6 +53,9 @@ class RunConfig:
     duration: float = 0.0
     """Seconds from the first capture; 0: until a signal."""
     report: str = ""
+    metrics: tuple[str, int] | str = ""
+    """Where Prometheus may ask: (loopback address, port) or the path of a UNIX socket; empty: nowhere."""
+    log: str = "text"
     agent_id: str = ""
     """Empty: the cloud's instance id, else the machine id."""
     rotate_bytes: int = 256 << 20
@@ -72,18 +76,23 @@ class CollectConfig:
     """Acknowledge after fdatasync, so that a power loss takes nothing that was acknowledged."""
     duration: float = 0.0
     report: str = ""
+    metrics: tuple[str, int] | str = ""
+    """As in RunConfig."""
+    log: str = "text"
     collector_id: str = ""
 
 
-_FILES: dict[str, Callable[[Any, str], Any]] = {
+_COMMON: dict[str, Callable[[Any, str], Any]] = {
     "rotate_bytes": values.size,
     "rotate_seconds": values.seconds,
     "retain_bytes": values.size,
     "duration": values.seconds,
     "report": values.text,
+    "metrics": values.metrics_address,
+    "log": values.one_of("text", "json"),
 }
 _RUN_KEYS: dict[str, Callable[[Any, str], Any]] = {
-    **_FILES,
+    **_COMMON,
     "interface": values.list_of(values.text),
     "to": values.list_of(values.destination),
     "filter": values.text,
@@ -93,6 +102,7 @@ _RUN_KEYS: dict[str, Callable[[Any, str], Any]] = {
     "ring": values.size,
     "promiscuous": values.switch,
     "engine": values.one_of("auto", "ring", "portable"),
+    "wait": values.switch,
     "cpu": values.percent,
     "rate": values.rate,
     "packets": values.packets,
@@ -104,7 +114,7 @@ _RUN_KEYS: dict[str, Callable[[Any, str], Any]] = {
     "agent_id": values.name,
 }
 _COLLECT_KEYS: dict[str, Callable[[Any, str], Any]] = {
-    **_FILES,
+    **_COMMON,
     "listen": values.list_of(values.listener),
     "write": values.text,
     "fsync": values.switch,
@@ -120,9 +130,7 @@ def _read_toml(path: str) -> dict[str, Any]:
     import tomllib
 
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"the config {path} can't be read: {error.strerror}") from error
+        return tomllib.loads(trusted.read(path, "config").decode())
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of 5,000 digits, deep nesting
         raise ConfigError(f"the config {path} is no TOML: {error}") from error
 

@@ -16,13 +16,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "model": set(),
     "values": WORDS,
-    "config": WORDS | {"values"},
+    "trusted": WORDS,
+    "config": WORDS | {"trusted", "values"},
     # thinking
     "tapstream": WORDS,
     "encap": WORDS,
     "governor": WORDS,
     # hands
     "loop": WORDS,
+    "privileges": WORDS,
     "identity": WORDS,
     "backstops": WORDS,
     "capture": WORDS,
@@ -37,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "agent": EVERYTHING,
     "check": EVERYTHING,
     "desk": WORDS | {"capture", "governor", "identity", "tapstream"},
+    "follow": WORDS | {"capture", "desk"},
     "steering": WORDS | {"capture", "config", "desk", "governor", "links"},
     "reload": WORDS | {"capture", "config", "desk", "start", "steering"},
     "cli": EVERYTHING,
@@ -45,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "start": WORDS | {"capture", "config", "observe", "route"},
     "route": WORDS | {"capture", "links", "values"},
     # The collector's desk: it runs on another machine and knows nothing of agent, capture or governor.
-    "collect": WORDS | {"collector", "config", "identity", "links", "loop", "observe", "tapstream"},
+    "collect": WORDS | {"collector", "config", "identity", "links", "loop", "observe", "privileges", "tapstream"},
 }
 """Room or top-level module: what it may import of guestagent, beside itself and `guestagent.__version__`."""
 
