@@ -1,12 +1,20 @@
 """From config to the first captured packet, with as few imports as can be: the rest loads while the ring fills."""
 
+import logging
 import os
+import time
 
 from guestagent.capture.engine import Capture, Wish, open_capture
+from guestagent.capture.interfaces import select
 from guestagent.config import RunConfig
+from guestagent.errors import AbsentError
+from guestagent.observe.notify import Notifier
 from guestagent.observe.reports import check_writable
 from guestagent.route import refuse_tunnel_loop
 
+log = logging.getLogger("guestagent.agent")
+
+WAIT_SECONDS = 0.5
 SEED_BYTES = 4
 """A seed that everybody knows would let a sender pick ports that are never copied."""
 NICENESS = 10
@@ -16,9 +24,30 @@ NICENESS = 10
 def begin(config: RunConfig) -> Capture:
     """Refuse what can be refused beforehand, then capture. Raises ConfigError, HostError."""
     check_writable(config.report)
+    if config.wait:
+        _wait_for_interfaces(config.interface)
     refuse_tunnel_loop(config.to[0], config.interface)
     os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
     return open_capture(wish_of(config))
+
+
+def _wait_for_interfaces(patterns: tuple[str, ...]) -> None:
+    """Until each of them is there; the service manager hears that we live."""
+    notifier, said = Notifier(), ""
+    try:
+        while True:
+            try:
+                select(patterns)
+                return
+            except AbsentError as absent:
+                if str(absent) != said:
+                    log.warning("waiting: %s", absent)
+                    notifier.ready()
+                said = str(absent)
+                notifier.beat(f"waiting: {absent}")
+            time.sleep(WAIT_SECONDS)
+    finally:
+        notifier.close()
 
 
 def wish_of(config: RunConfig) -> Wish:

@@ -93,7 +93,9 @@ class Run:
             raise ProtocolError("a REPORT frame that is nested too deep") from None
 
     def _take_info(self, frame: Frame, now: float) -> None:
-        self._describe(decode_interface(decode_json(frame).get("interface")))
+        facts = decode_interface(decode_json(frame).get("interface"))
+        self._describe(facts)
+        self.member.described(facts)
 
     _TAKERS = {Kind.BLOCK: _take_block, Kind.REPORT: _take_report, Kind.INFO: _take_info}  # noqa: RUF012
 
