@@ -6,10 +6,12 @@ have the names of the keys and win over the file.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from guestagent import trusted, values
+from guestagent import values
 from guestagent.errors import ConfigError
+from guestagent.trust import refuse_writable
 from guestagent.values import FLOOR_NAMES, SHEDDING, Endpoint
 
 
@@ -130,7 +132,10 @@ def _read_toml(path: str) -> dict[str, Any]:
     import tomllib
 
     try:
-        return tomllib.loads(trusted.read(path, "config").decode())
+        refuse_writable(path)
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"the config {path} can't be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of 5,000 digits, deep nesting
         raise ConfigError(f"the config {path} is no TOML: {error}") from error
 

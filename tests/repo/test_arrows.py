@@ -16,8 +16,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "model": set(),
     "values": WORDS,
-    "trusted": WORDS,
-    "config": WORDS | {"trusted", "values"},
+    "trust": WORDS,
+    "config": WORDS | {"trust", "values"},
     # thinking
     "tapstream": WORDS,
     "encap": WORDS,
