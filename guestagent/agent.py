@@ -13,24 +13,27 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from math import inf
+from pathlib import Path
 from typing import Any
 
 from guestagent import __version__, identity
 from guestagent.capture.engine import Capture
-from guestagent.capture.interfaces import links
 from guestagent.capture.ring import RETIRE_MS
 from guestagent.config import RunConfig
 from guestagent.desk import Desk
 from guestagent.errors import RunError
+from guestagent.follow import Follower
 from guestagent.governor.feedback import LoopDetector, Sample, Verdict
 from guestagent.governor.meter import interface_bytes, interface_packets
 from guestagent.links.owner import Link
 from guestagent.loop import EDGE, READABLE, Loop
 from guestagent.observe import reports
+from guestagent.observe.notify import Notifier
 from guestagent.observe.status import StatusSocket
 from guestagent.observe.words import LiveLine, RateLine, ledger_sentence, limits_word
+from guestagent.privileges import CAP_NET_RAW, keep_only
 from guestagent.reload import reload
 from guestagent.steering import Steering
 
@@ -81,6 +84,7 @@ class Agent:
         for source in self._tap.sources:
             self._loop.watch(source, READABLE | EDGE, self._records_wait)
         self._packets_before = interface_packets(self._names())
+        self._follower = Follower(self._desk)
         self._steering = Steering(config, self._desk, self._loop.now())
         stack.callback(self._steering.close)
         self._detector = LoopDetector()
@@ -91,6 +95,23 @@ class Agent:
         status = StatusSocket("agent", self.snapshot)
         stack.callback(status.close)
         self._loop.watch(status, READABLE, status.answer)
+        self._serve_metrics(stack)
+        self._give_up_privileges(status.path)
+        self._notifier = Notifier()
+        stack.callback(self._notifier.close)
+        self._notifier.ready()
+
+    def _serve_metrics(self, stack: ExitStack) -> None:
+        if self._config.metrics:
+            from guestagent.observe.endpoint import serve
+
+            stack.callback(serve(self._loop, self._config.metrics, self.snapshot).close)
+
+    def _give_up_privileges(self, *writes: Path) -> None:
+        """All sockets are open; a filter that is read again is compiled on a live handle, which takes CAP_NET_RAW."""
+        config = self._config
+        paths = [config.report, config.to[0].path, config.metrics if isinstance(config.metrics, str) else ""]
+        keep_only(CAP_NET_RAW, writes=[*writes, *(Path(path) for path in paths if path)])
 
     def _open_link(self, stack: ExitStack) -> Link:
         endpoint, now = self._config.to[0], self._loop.now()
@@ -131,7 +152,9 @@ class Agent:
         self._stop_reason = self._stop_reason or "stopped by a signal"
 
     def _reload(self) -> None:
+        self._notifier.reloading()
         self._config = reload(self._config, self._reread, self._desk, self._steering, self._loop.now())
+        self._notifier.ready()
         self._desk.window.add_report(self._report_body())
 
     # -- the loop -------------------------------------------------------------------------------------------------
@@ -184,7 +207,8 @@ class Agent:
             source.peek()
 
     def _report(self, now: float) -> None:
-        self._follow_interfaces()
+        self._follower.look()
+        self._notifier.beat(f"{self._link.state.text}; {self._steering.limits.reason or 'full copy'}")
         total = self._tap.refresh()
         self._desk.window.add_report(self._report_body())
         if self._live.is_on:
@@ -199,22 +223,6 @@ class Agent:
             "clock": {"realtime_ns": time.time_ns(), "monotonic_ns": time.monotonic_ns()},
             "filter_swaps_ns": list(self._desk.swaps_ns),
         }
-
-    def _follow_interfaces(self) -> None:
-        """Tell the collector of a new MTU or MAC; bind again to a device that was made anew under its old name."""
-        known = links()
-        for source in self._tap.sources:
-            if trouble := source.pending_error():
-                log.warning("interface %s: %s", source.interface.name, trouble)
-            link = known.get(source.interface.name)
-            if link is None:
-                continue
-            if link.index != source.index:
-                source.bind(link.index)
-                log.warning("interface %s was made anew; capturing it again", link.name)
-            if (link.mac, link.mtu) != (source.interface.mac, source.interface.mtu):
-                source.interface = replace(source.interface, mac=link.mac, mtu=link.mtu)
-                self._desk.interface_changed(source.interface)
 
     def _detect(self, now: float) -> None:
         """Ask the loop detector; hold the sending while it wants to see what the capture does."""
@@ -232,6 +240,7 @@ class Agent:
 
     def drain(self) -> None:
         """Let nothing new in, bring out what the kernel holds, and see that all that was sent is acknowledged."""
+        self._notifier.stopping()
         self._live.clear()
         self._desk.reject_all()
         self._desk.is_held = False
@@ -278,6 +287,7 @@ class Agent:
             "engine": engine,
             "engine_reason": reason,
             "interfaces": {name: ledger.as_dict() for name, ledger in self._tap.by_name().items()},
+            "interfaces_up": dict(self._follower.is_up),
             "limits": self._steering.describe(self._loop.now()),
             "budgets": self._steering.describe_budgets(),
             "ring_bytes": self._tap.ring_bytes,

@@ -30,6 +30,8 @@ _SWITCH = {"action": "store_true", "default": None}
 _CONFIG = _option("-c", "--config", metavar="FILE", help="TOML with the names of these flags as keys")
 _DURATION = _option("--duration", type=float, metavar="S", help="stop after S seconds")
 _REPORT = _option("--report", metavar="FILE", help="write the ledger as JSON at the end")
+_METRICS = _option("--metrics", metavar="ADDRESS", help="serve Prometheus at 127.0.0.1:9795 or unix:PATH; default: no")
+_LOG = _option("--log", metavar="text|json", help="form of the log lines on standard error; default: text")
 
 _TO_HELP = (
     "tls://HOST[:4795], tcp://HOST[:4795], dir:PATH, or a tunnel to a sensor: vxlan://HOST?vni=N, "
@@ -61,10 +63,13 @@ _RUN_OPTIONS = (
     _option("--ring", metavar="SIZE", help="ring of each interface; default: 64MB, at most 5 %% of free memory"),
     _option("--promiscuous", **_SWITCH, help="also frames for other hosts"),
     _option("--engine", metavar="ring|portable", help="default: ring where the kernel has it"),
+    _option("--wait", **_SWITCH, help="for an interface that is not there yet, rather than exit 2"),
     _option("--agent-id", metavar="NAME", help="default: the cloud's instance id, else the machine id"),
     *_TRANSPORT,
     _DURATION,
     _REPORT,
+    _METRICS,
+    _LOG,
 )
 _COLLECT_OPTIONS = (
     _CONFIG,
@@ -82,6 +87,8 @@ _COLLECT_OPTIONS = (
     *_TRANSPORT,
     _DURATION,
     _REPORT,
+    _METRICS,
+    _LOG,
 )
 
 
@@ -92,7 +99,7 @@ def _run(flags: Flags) -> int:
 
     reread = partial(load_run, flags.pop("config"), flags)
     config = reread()
-    logs.start()
+    logs.start(as_json=config.log == "json")
     capture = begin(config)
     from guestagent.agent import run_agent
 
@@ -105,7 +112,7 @@ def _collect(flags: Flags) -> int:
     from guestagent.observe import logs
 
     config = load_collect(flags.pop("config"), flags)
-    logs.start()
+    logs.start(as_json=config.log == "json")
     return Collector(config).run()
 
 

@@ -4,6 +4,8 @@ import logging
 import os
 import signal
 import socket
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psutil import net_if_addrs
@@ -23,8 +25,10 @@ from guestagent.errors import ConfigError, RunError
 from guestagent.links.keyring import credentials
 from guestagent.loop import READABLE, Loop
 from guestagent.observe import reports
+from guestagent.observe.notify import Notifier
 from guestagent.observe.status import StatusSocket
 from guestagent.observe.words import LiveLine
+from guestagent.privileges import CAP_NET_ADMIN, CAP_NET_RAW, keep_only
 from guestagent.rlimits import refuse_small
 from guestagent.trust import cleartext_sentence, is_exposed
 
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("guestagent.collector")
 
 LIVE_SECONDS = 1.0
+BEAT_SECONDS = 1.0
 _IP = (socket.AF_INET, socket.AF_INET6)
 
 
@@ -46,6 +51,7 @@ class Collector:
         self._stop_reason = ""
         self._live = LiveLine()
         self._outlets: list[Outlet] = []
+        self._notifier = Notifier()
 
     def run(self) -> int:
         """Open everything, loop, close, report. Raises GuestagentError where it can't begin."""
@@ -68,6 +74,7 @@ class Collector:
                     log.info("collector %s listens on %s, %s", collector_id, name, _whither(config))
             self._with_status()
         finally:
+            self._notifier.stopping()
             self._tunnels.close()
             self._server.close()
             registry.close()
@@ -75,6 +82,7 @@ class Collector:
             if config.report:
                 reports.write(config.report, {**self._status(), **registry.report()})
             self._loop.close()
+            self._notifier.close()
         log.info("%s", self._stop_reason)
         return 0
 
@@ -105,21 +113,33 @@ class Collector:
         self._stop_reason = "stopped by a signal"
 
     def _with_status(self) -> None:
-        """Work, with a status socket beside it."""
-        status = StatusSocket("collector", lambda: {"role": "collector", "version": __version__, **self._status()})
-        self._loop.watch(status, READABLE, status.answer)
-        try:
+        """Work, with a status socket beside it, and an endpoint for Prometheus where one is wanted."""
+
+        def snapshot() -> dict[str, Any]:
+            return {"role": "collector", "version": __version__, **self._status()}
+
+        config = self._config
+        with ExitStack() as stack:
+            status = StatusSocket("collector", snapshot)
+            stack.callback(status.close)
+            self._loop.watch(status, READABLE, status.answer)
+            stack.callback(self._loop.forget, status)
+            if config.metrics:
+                from guestagent.observe.endpoint import serve
+
+                stack.callback(serve(self._loop, config.metrics, snapshot).close)
+            paths = (config.report, "" if config.write == "-" else config.write, config.metrics)
+            places = [Path(path) for path in paths if path and isinstance(path, str)]
+            keep_only(*_later_needs(config), writes=[status.path, *places])
             self._work()
-        finally:
-            self._loop.forget(status)
-            status.close()
 
     def _work(self) -> None:
         stop_signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         self._loop.on_signals(dict.fromkeys(stop_signals, self._signalled))
         until = self._loop.now() + self._config.duration if self._config.duration else float("inf")
-        live_at = self._loop.now()
+        live_at = beat_at = self._loop.now()
         timed: list[Server | Tunnels | Outlet] = [self._server, self._tunnels, *self._outlets]
+        self._notifier.ready()
         while not self._stop_reason:
             now = self._loop.now()
             if now >= until:
@@ -127,9 +147,12 @@ class Collector:
             if self._live.is_on and now >= live_at:
                 live_at = now + LIVE_SECONDS
                 self._live.show(_live_text(self._server.status()))
+            if now >= beat_at:
+                beat_at = now + BEAT_SECONDS
+                self._notifier.beat(f"{len(self._server.connections)} connected")
             for one in timed:
                 one.tick(now)
-            due = min(*(one.deadline(now) for one in timed), until, live_at if self._live.is_on else until)
+            due = min(*(one.deadline(now) for one in timed), beat_at, until, live_at if self._live.is_on else until)
             self._loop.run_once(due - self._loop.now())
 
 
@@ -138,6 +161,12 @@ def _open_outlets(config: CollectConfig, loop: Loop) -> list[Outlet]:
     if config.relay:
         outlets.append(Relay(config.relay, loop, mode=config.mode, oversize=config.oversize, keys=config.keys))
     return outlets
+
+
+def _later_needs(config: CollectConfig) -> list[int]:
+    """Capabilities for what is opened while it runs: a TAP device for each agent, raw sockets to a sensor again."""
+    needs = [CAP_NET_ADMIN] if "%a" in config.tap else []
+    return [*needs, CAP_NET_RAW] if any(one.is_raw for one in config.relay) else needs
 
 
 def _whither(config: CollectConfig) -> str:

@@ -55,6 +55,8 @@ class RunConfig:
     """Bytes of each interface's ring; 0: 64 MB, or less on a small VM."""
     promiscuous: bool = False
     engine: str = "auto"
+    wait: bool = False
+    """For an interface that is not there yet, as at boot; without it that is an error."""
     cpu: float | None = None
     """Percent of the VM. None here and below: the default budget, or with `full` no bound."""
     rate: float | None = None
@@ -74,6 +76,9 @@ class RunConfig:
     duration: float = 0.0
     """Seconds from the first capture; 0: until a signal."""
     report: str = ""
+    metrics: tuple[str, int] | str = ""
+    """Where Prometheus may ask: (loopback address, port) or the path of a UNIX socket; empty: nowhere."""
+    log: str = "text"
     agent_id: str = ""
     """Empty: the cloud's instance id, else the machine id."""
     rotate_bytes: int = 256 << 20
@@ -115,15 +120,20 @@ class CollectConfig:
     """Acknowledge after fdatasync, so that a power loss takes nothing that was acknowledged."""
     duration: float = 0.0
     report: str = ""
+    metrics: tuple[str, int] | str = ""
+    """As in RunConfig."""
+    log: str = "text"
     collector_id: str = ""
 
 
-_FILES: dict[str, Callable[[Any, str], Any]] = {
+_COMMON: dict[str, Callable[[Any, str], Any]] = {
     "rotate_bytes": values.size,
     "rotate_seconds": values.seconds,
     "retain_bytes": values.size,
     "duration": values.seconds,
     "report": values.text,
+    "metrics": values.metrics_address,
+    "log": values.one_of("text", "json"),
     "tls.ca": values.text,
     "tls.cert": values.text,
     "tls.key": values.text,
@@ -134,7 +144,7 @@ _TUNNELS: dict[str, Callable[[Any, str], Any]] = {
     "keys": values.keys,
 }
 _RUN_KEYS: dict[str, Callable[[Any, str], Any]] = {
-    **_FILES,
+    **_COMMON,
     "interface": values.list_of(values.text),
     "to": values.list_of(values.destination),
     "mode": values.one_of(*MODES),
@@ -146,6 +156,7 @@ _RUN_KEYS: dict[str, Callable[[Any, str], Any]] = {
     "ring": values.size,
     "promiscuous": values.switch,
     "engine": values.one_of("auto", "ring", "portable"),
+    "wait": values.switch,
     "cpu": values.percent,
     "rate": values.rate,
     "packets": values.packets,
@@ -157,7 +168,7 @@ _RUN_KEYS: dict[str, Callable[[Any, str], Any]] = {
     "agent_id": values.name,
 }
 _COLLECT_KEYS: dict[str, Callable[[Any, str], Any]] = {
-    **_FILES,
+    **_COMMON,
     "listen": values.list_of(values.listener),
     **_TUNNELS,
     "mode": values.one_of(*MODES_OF["tunnels"]),

@@ -45,6 +45,11 @@ class Endpoint:
         return self.scheme in STREAMS
 
     @property
+    def is_raw(self) -> bool:
+        """Does it go over raw sockets, which take a capability to open?"""
+        return self.scheme in ("gre", "erspan")
+
+    @property
     def is_tunnel(self) -> bool:
         """Is it a one-way tunnel to a sensor?"""
         return self.scheme in TUNNEL_FORMS

@@ -23,6 +23,10 @@ class ConfigError(GuestagentError):
     exit_code = 2
 
 
+class AbsentError(ConfigError):
+    """What the config names is not there, as a NIC that comes later."""
+
+
 class HostError(GuestagentError):
     """This machine lacks a privilege, a kernel feature or the memory that was asked for."""
 

@@ -2,9 +2,13 @@
 
 import logging
 import os
+import time
 
 from guestagent.capture.engine import Capture, Wish, open_capture
+from guestagent.capture.interfaces import select
 from guestagent.config import RunConfig
+from guestagent.errors import AbsentError
+from guestagent.observe.notify import Notifier
 from guestagent.observe.reports import check_writable
 from guestagent.rlimits import refuse_small
 from guestagent.route import refuse_tunnel_loop
@@ -12,6 +16,7 @@ from guestagent.trust import is_exposed
 
 log = logging.getLogger("guestagent.agent")
 
+WAIT_SECONDS = 0.5
 SEED_BYTES = 4
 """A seed that everybody knows would let a sender pick ports that are never copied."""
 NICENESS = 10
@@ -22,12 +27,33 @@ def begin(config: RunConfig) -> Capture:
     """Refuse what can be refused beforehand, then capture. Raises ConfigError, HostError."""
     refuse_small(writes_captures=config.to[0].scheme == "dir")
     check_writable(config.report)
+    if config.wait:
+        _wait_for_interfaces(config.interface)
     for endpoint in config.to:
         refuse_tunnel_loop(endpoint, config.interface)
         if is_exposed(endpoint):
             log.warning("copies go to %s in clear text, which is not a private address", endpoint)
     os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
     return open_capture(wish_of(config))
+
+
+def _wait_for_interfaces(patterns: tuple[str, ...]) -> None:
+    """Until each of them is there; the service manager hears that we live."""
+    notifier, said = Notifier(), ""
+    try:
+        while True:
+            try:
+                select(patterns)
+                return
+            except AbsentError as absent:
+                if str(absent) != said:
+                    log.warning("waiting: %s", absent)
+                    notifier.ready()
+                said = str(absent)
+                notifier.beat(f"waiting: {absent}")
+            time.sleep(WAIT_SECONDS)
+    finally:
+        notifier.close()
 
 
 def wish_of(config: RunConfig) -> Wish:

@@ -38,7 +38,6 @@ class Steering:
 
     def __init__(self, config: RunConfig, desk: Desk, now: float) -> None:
         self._desk, self._tap = desk, desk.tap
-        self._names = [source.interface.name for source in desk.tap.sources]
         self._peek = Peek(desk.capture.wish.seed)
         self._meter = Meter()
         self._taken = (0, 0)
@@ -96,7 +95,7 @@ class Steering:
         self._taken = taken
         counters = Counters(
             captured=total.captured,
-            traffic=interface_traffic(self._names),
+            traffic=interface_traffic(source.interface.name for source in self._tap.sources),
             acked_bytes=total.delivered_bytes,
             ring_bytes=self._tap.ring_bytes,
             ring_fill=self._tap.filled_fraction(),

@@ -1,8 +1,10 @@
 """The values of the config: text or TOML in, checked and in our units out, or ConfigError with the place."""
 
+import ipaddress
 import re
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 from guestagent.endpoint import Endpoint, parse_endpoint
 from guestagent.errors import ConfigError
@@ -26,6 +28,8 @@ DIRECTIONS = ("in", "out")
 MOST_DEVICE_BYTES, LEAST_AGENT_BYTES = 15, 8
 """IFNAMSIZ less its NUL; and what an agent takes of it where its own name is longer: a hash."""
 _DEVICE = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,15}")
+MOST_UNIX_PATH_BYTES = 107
+"""sockaddr_un has 108, the last one is NUL."""
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -186,3 +190,26 @@ def destination(value: Any, where: str) -> Endpoint:
 def listener(value: Any, where: str) -> Endpoint:
     """A `--listen`."""
     return parse_endpoint(text(value, where), where, passive=True)
+
+
+def metrics_address(value: Any, where: str) -> tuple[str, int] | str:
+    """`127.0.0.1:9795` or `unix:PATH` -> (host, port) or the path. Copies are not told of to the network."""
+    given = text(value, where)
+    if given.startswith("unix:"):
+        if not 0 < len(given.removeprefix("unix:").encode()) <= MOST_UNIX_PATH_BYTES:
+            raise ConfigError(f"{where}: {given!r} must name a path of 1 to {MOST_UNIX_PATH_BYTES} bytes")
+        return given.removeprefix("unix:")
+    try:
+        parts = urlsplit(f"//{given}")
+        host, port = parts.hostname or "", parts.port
+        loopback = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        port, loopback = None, ipaddress.ip_address("127.0.0.1")
+    if not port or given.rpartition(":")[2] != str(port):
+        raise ConfigError(f"{where}: {given!r} is no address: write 127.0.0.1:9795, [::1]:9795 or unix:PATH")
+    if not loopback.is_loopback:
+        raise ConfigError(
+            f"{where}: {given!r} would show the metrics to the network without a password: write 127.0.0.1:{port} or "
+            "unix:PATH and let a proxy with authentication stand before it"
+        )
+    return str(loopback), port

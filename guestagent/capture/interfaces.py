@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from guestagent.errors import ConfigError, HostError
+from guestagent.errors import AbsentError, HostError
 from guestagent.model import Interface
 
 ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772
@@ -27,6 +27,7 @@ _RTM_GETLINK, _RTM_GETROUTE = 18, 26
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_INFO_KIND = 1, 3, 4, 10, 18, 1
 _RTA_DST, _RTA_OIF, _RTA_PRIORITY = 1, 4, 6
 _NLA_TYPE_MASK = 0x3FFF
+_IFF_UP_AND_RUNNING = 0x01 | 0x40
 _RTN_UNICAST, _RT_TABLE_MAIN = 1, 254
 _REPLY_BYTES = 1 << 16
 """The kernel fits a part of a dump into 32 KB (netlink: NLMSG_GOODSIZE)."""
@@ -43,6 +44,8 @@ class Link:
     mtu: int
     master: int
     kind: str
+    is_up: bool
+    """Administratively up, and a carrier or unknown (IFF_UP, IFF_RUNNING)."""
 
     @property
     def is_tunnel(self) -> bool:
@@ -88,7 +91,7 @@ def links() -> dict[str, Link]:
     """Every device of this network namespace, by name."""
     found = {}
     for message in _messages(_RTM_GETLINK, _NLM_DUMP, struct.pack("=BxHiII", 0, 0, 0, 0, 0)):
-        hardware_type, index = struct.unpack_from("=HI", message, 2)
+        hardware_type, index, flags = struct.unpack_from("=HII", message, 2)
         attributes = _attributes(message[16:])
         name = attributes.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
         info = _attributes(attributes.get(_IFLA_LINKINFO, b""))
@@ -100,12 +103,13 @@ def links() -> dict[str, Link]:
             mtu=_word(attributes, _IFLA_MTU),
             master=_word(attributes, _IFLA_MASTER),
             kind=info.get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode(errors="replace"),
+            is_up=flags & _IFF_UP_AND_RUNNING == _IFF_UP_AND_RUNNING,
         )
     return found
 
 
 def default_interface() -> str:
-    """The device of the default route, IPv4 before IPv6, least metric first. Raises ConfigError without one."""
+    """The device of the default route, IPv4 before IPv6, least metric first. Raises AbsentError without one."""
     by_index = {link.index: name for name, link in links().items()}
     for family in (socket.AF_INET, socket.AF_INET6):
         candidates = []
@@ -117,7 +121,7 @@ def default_interface() -> str:
                 candidates.append((_word(attributes, _RTA_PRIORITY), by_index.get(_word(attributes, _RTA_OIF), "")))
         if named := [pair for pair in candidates if pair[1]]:
             return min(named)[1]
-    raise ConfigError("no default route says which interface to tap: name one with -i (`ip link` lists them)")
+    raise AbsentError("no default route says which interface to tap: name one with -i (`ip link` lists them)")
 
 
 def route_interface(address: str) -> str:
@@ -139,7 +143,7 @@ def select(patterns: Sequence[str]) -> list[Link]:
     """The devices that names and globs mean, each once; nothing named means the default route's.
 
     A glob skips devices that have a master (a bridge or bond shows their packets) unless they are named in full.
-    Raises ConfigError for a name that is not there, HostError for a device without Ethernet frames.
+    Raises AbsentError for a name that is not there, HostError for a device without Ethernet frames.
     """
     known = links()
     chosen: dict[str, Link] = {}
@@ -150,7 +154,7 @@ def select(patterns: Sequence[str]) -> list[Link]:
         matches = [name for name in known if fnmatch.fnmatchcase(name, pattern) and not known[name].master]
         if not matches:
             names = ", ".join(sorted(known))
-            raise ConfigError(f"no interface {pattern!r} here: choose among {names}")
+            raise AbsentError(f"no interface {pattern!r} here: choose among {names}")
         is_glob_of_many = [name for name in matches if known[name].hardware_type in _ETHERNET_FRAMED]
         chosen.update((name, known[name]) for name in is_glob_of_many or matches)
     for link in chosen.values():
@@ -162,18 +166,27 @@ def select(patterns: Sequence[str]) -> list[Link]:
     return list(chosen.values())
 
 
+def local_addresses() -> dict[str, tuple[str, ...]]:
+    """The IP addresses of every device, by its name."""
+    import psutil
+
+    wanted = (socket.AF_INET, socket.AF_INET6)
+    return {
+        name: tuple(address.address for address in found if address.family in wanted)
+        for name, found in psutil.net_if_addrs().items()
+    }
+
+
 def describe(link: Link, interface_id: int) -> Interface:
     """The facts of a device as hello and INFO carry them."""
     import psutil
 
-    wanted = (socket.AF_INET, socket.AF_INET6)
-    addresses = psutil.net_if_addrs().get(link.name, [])
     stats = psutil.net_if_stats().get(link.name)
     return Interface(
         id=interface_id,
         name=link.name,
         mac=link.mac,
         mtu=link.mtu,
-        addresses=tuple(address.address for address in addresses if address.family in wanted),
+        addresses=local_addresses().get(link.name, ()),
         speed_mbit=stats.speed if stats else 0,
     )

@@ -29,7 +29,7 @@ from guestagent.capture.block import (
     BlockWriter,
 )
 from guestagent.capture.bpf import Instruction
-from guestagent.capture.ring import BLOCK_BYTES, RETIRE_MS, attach_filter, bind, open_packet_socket
+from guestagent.capture.ring import BLOCK_BYTES, RETIRE_MS, attach_filter, be_promiscuous, bind, open_packet_socket
 from guestagent.capture.source import PRIVATE_BYTES, RetiredBlock, Statistics
 from guestagent.capture.waker import AT_ONCE_NS, NEVER_NS, Waker
 from guestagent.errors import HostError
@@ -81,9 +81,10 @@ class PortableSource:
         self._writing = 0
         self._held = self._captured = self._dropped = 0
         self._is_paused = False
+        self._promiscuous = promiscuous
         self._trouble = ""
         self._frame = memoryview(bytearray(_LARGEST_FRAME_BYTES))
-        self._scapy = _open_scapy_socket(interface.name, promiscuous)
+        self._scapy = _open_scapy_socket(interface.name)
         self._socket: socket.socket = self._scapy.ins
         self._waker = Waker(self._socket)
         try:
@@ -111,15 +112,20 @@ class PortableSource:
         self.bind(self.index)
 
     def bind(self, index: int) -> None:
-        """Begin, or begin again after the device was made anew, to see the interface's packets."""
+        """Begin, or begin again after the device was made anew, to see the interface's packets. Raises OSError."""
+        bind(self._socket, index, paused=self._is_paused)
         self.index = index
-        bind(self._socket, self.interface.name, paused=self._is_paused)
+        if self._promiscuous:
+            be_promiscuous(self._socket, index)
 
     def pause(self, paused: bool) -> None:
         """See no packets, or see them again."""
         if paused != self._is_paused:
             self._is_paused = paused
-            self.bind(self.index)
+            try:
+                bind(self._socket, self.index, paused=paused)
+            except OSError:
+                pass  # the device is gone; the next one is bound as it should be
 
     def fileno(self) -> int:
         """The descriptor that wakes for packets and for a block that is due."""
@@ -260,7 +266,7 @@ def _facts(ancillary: list[tuple[int, int, bytes]], size: int) -> tuple[int, int
     return time_ns or time.time_ns(), status, original_bytes, vlan
 
 
-def _open_scapy_socket(name: str, promiscuous: bool) -> Any:
+def _open_scapy_socket(name: str) -> Any:
     """scapy's listening socket, which receives nothing yet. Raises HostError.
 
     `type` is the protocol: 0 is none, where scapy's own choice would let packets in before our filter is attached.
@@ -274,6 +280,6 @@ def _open_scapy_socket(name: str, promiscuous: bool) -> Any:
     logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
     open_packet_socket(name).close()  # says what is missing in the words of the other engine
     try:
-        return L2ListenSocket(iface=name, type=0, promisc=promiscuous, nofilter=1)
+        return L2ListenSocket(iface=name, type=0, promisc=0, nofilter=1)
     except (OSError, ValueError) as error:
         raise HostError(f"scapy can't open a packet socket on {name}: {error}") from error

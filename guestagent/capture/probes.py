@@ -45,7 +45,7 @@ def _super_packet_is_described() -> bool | None:
         describe_super_packets(tap)
         tap.settimeout(_PATIENCE_SECONDS)
         try:
-            bind(tap, "lo")
+            bind(tap, socket.if_nametoindex("lo"))
             sender.bind(("127.0.0.1", 0))
             sender.setsockopt(socket.IPPROTO_UDP, _UDP_SEGMENT, _SEGMENT_BYTES)
             sender.sendto(bytes(_DATAGRAM_BYTES), sender.getsockname())

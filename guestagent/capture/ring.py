@@ -73,11 +73,12 @@ class Ring:
         self._next = 0
         self._held = 0
         self._is_paused = False
+        self._promiscuous = promiscuous
         self._captured = self._dropped = 0
         self._memory: memoryview | None = None
         self._socket = open_packet_socket(interface.name)
         try:
-            self._setup(program, virtio, promiscuous, retire_ms)
+            self._setup(program, virtio, retire_ms)
         except OSError as error:
             self.close()
             raise HostError(f"the ring on {interface.name} could not be set up: {error.strerror}") from error
@@ -85,7 +86,7 @@ class Ring:
             self.close()
             raise
 
-    def _setup(self, program: Sequence[Instruction], virtio: bool, promiscuous: bool, retire_ms: int) -> None:
+    def _setup(self, program: Sequence[Instruction], virtio: bool, retire_ms: int) -> None:
         # Twice: a filter is swapped while the old one is held, and both must fit net.core.optmem_max.
         attach_filter(self._socket, program)
         attach_filter(self._socket, program)
@@ -106,21 +107,23 @@ class Ring:
         self._map = mmap.mmap(self._socket.fileno(), self.capacity_bytes)
         self._memory = memoryview(self._map)
         self._words = self._memory.cast("B").cast("I")
-        if promiscuous:
-            membership = struct.pack("@iHH8x", self.index, _PACKET_MR_PROMISC, 0)
-            self._socket.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, membership)
         self.bind(self.index)
 
     def bind(self, index: int) -> None:
-        """Begin, or begin again after the device was made anew, to see the interface's packets."""
+        """Begin, or begin again after the device was made anew, to see the interface's packets. Raises OSError."""
+        bind(self._socket, index, paused=self._is_paused)
         self.index = index
-        bind(self._socket, self.interface.name, paused=self._is_paused)
+        if self._promiscuous:
+            be_promiscuous(self._socket, index)
 
     def pause(self, paused: bool) -> None:
         """See no packets, or see them again; takes about 10 ms, the kernel waits for its readers."""
         if paused != self._is_paused:
             self._is_paused = paused
-            self.bind(self.index)
+            try:
+                bind(self._socket, self.index, paused=paused)
+            except OSError:
+                pass  # the device is gone; the next one is bound as it should be
 
     def fileno(self) -> int:
         """The socket's descriptor."""
@@ -215,9 +218,16 @@ def describe_super_packets(sock: socket.socket) -> None:
     sock.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
 
 
-def bind(sock: socket.socket, name: str, *, paused: bool = False) -> None:
-    """Begin to see an interface's packets; or none of them, and spare the kernel their clones."""
-    sock.bind((name, _ETH_P_NONE if paused else _ETH_P_ALL))
+def bind(sock: socket.socket, index: int, *, paused: bool = False) -> None:
+    """Begin to see a device's packets; or none of them, and spare the kernel their clones. Raises OSError."""
+    # Python binds by name alone, and names change.
+    sock.bind((socket.if_indextoname(index), _ETH_P_NONE if paused else _ETH_P_ALL))
+
+
+def be_promiscuous(sock: socket.socket, index: int) -> None:
+    """Until the socket is closed or the device goes; a device made anew is asked again."""
+    membership = struct.pack("@iHH8x", index, _PACKET_MR_PROMISC, 0)
+    sock.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, membership)
 
 
 def attach_filter(sock: socket.socket, program: Sequence[Instruction]) -> None:

@@ -69,7 +69,7 @@ class Source(Protocol):
         """What the kernel reports of the socket, empty where all is well; clears it."""
 
     def bind(self, index: int) -> None:
-        """Bind again, to a device of the same name that was made anew."""
+        """Bind again, to a device that was made anew. Raises OSError where that is gone, too."""
 
     def pause(self, paused: bool) -> None:
         """See no packets, or see them again; the kernel is then spared their clones, too."""

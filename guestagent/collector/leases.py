@@ -11,10 +11,11 @@ A peer that dies without a word was last heard at most 3 s before the last grant
 later than 8 s after. Whoever says that it sheds, or goes, is taken out within CHECK_SECONDS.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import inf
 from typing import Any, NamedTuple
 
+from guestagent.model import Interface
 from guestagent.tapstream.hello import AgentHello
 from guestagent.tapstream.lease import MOST_PEERS, Lease, leasable
 
@@ -33,12 +34,18 @@ class Member:
 
     def __init__(self, hello: AgentHello) -> None:
         self.domain = hello.dedupe
-        found = (leasable(address) for one in hello.interfaces for address in one.addresses)
-        self.addresses = tuple(sorted({address for address in found if address}))
+        self._interfaces = {one.id: one for one in hello.interfaces}
+        self.addresses = _leasable(self._interfaces.values())
+        """Those that peers may leave to this agent."""
         self.whole_reports = 0
         self.selection: tuple[Any, ...] = ()
         self._lost: tuple[Any, ...] = ()
         self._reported_at = -inf
+
+    def described(self, facts: Interface) -> None:
+        """An interface has other addresses now: an old one may be another host's, whose packets nobody else copies."""
+        self._interfaces[facts.id] = facts
+        self.addresses = _leasable(self._interfaces.values())
 
     def reported(self, report: Mapping[str, Any], now: float) -> None:
         """One more REPORT; what is missing in it is not whole."""
@@ -56,6 +63,11 @@ class Member:
     def is_whole(self, now: float) -> bool:
         """Can others rely on its copies?"""
         return self.whole_reports >= LEAST_WHOLE_REPORTS and now - self._reported_at <= FRESH_SECONDS
+
+
+def _leasable(interfaces: Iterable[Interface]) -> tuple[str, ...]:
+    found = (leasable(address) for one in interfaces for address in one.addresses)
+    return tuple(sorted({address for address in found if address}))
 
 
 class Grant(NamedTuple):

@@ -57,6 +57,7 @@ class Agent:
         self.totals = dict.fromkeys(_SUMMED, 0)
         self.unclean_ends: list[dict[str, Any]] = []
         self.reduced: list[dict[str, Any]] = []
+        self.unclean_end_count = 0
         self.refused = 0
         """Connections in this agent's name that were closed for what they sent."""
 
@@ -113,6 +114,7 @@ class Registry:
     def _end_unclean(self, agent: Agent, run: Run, next_ns: int) -> None:
         end = run.unclean_end(next_ns)
         agent.unclean_ends = [*agent.unclean_ends, end][-MOST_UNCLEAN_ENDS:]
+        agent.unclean_end_count += 1
         log.warning(
             "agent %s ended without goodbye: nothing is held from %s until %s",
             run.hello.agent_id,
@@ -153,5 +155,7 @@ class Registry:
                 "refused": agent.refused,
                 "unclean_ends": agent.unclean_ends,
                 "reduced": agent.intervals(),
+                "unclean_end_count": agent.unclean_end_count,
+                "streaming": sum(not run.broken_ns for run in agent.runs.values()),
             }
         return {"schema": REPORT_SCHEMA, "collector_id": self._collector_id, "agents": agents}

@@ -103,7 +103,9 @@ class Run:
             self.track.remark(remark, lasts=self.fidelity.is_reduced)
 
     def _take_info(self, frame: Frame, now: float) -> None:
-        self._describe(decode_interface(decode_json(frame).get("interface")))
+        facts = decode_interface(decode_json(frame).get("interface"))
+        self._describe(facts)
+        self.member.described(facts)
 
     _TAKERS = {Kind.BLOCK: _take_block, Kind.REPORT: _take_report, Kind.INFO: _take_info}  # noqa: RUF012
 

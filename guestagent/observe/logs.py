@@ -1,5 +1,6 @@
-"""Logs on standard error: plain lines, or journald's priority prefix where systemd reads; repeats are damped."""
+"""Logs on standard error, as text or JSON, with journald's priority prefix where systemd reads; repeats are damped."""
 
+import json
 import logging
 import os
 import sys
@@ -33,20 +34,44 @@ class _Damper(logging.Filter):
         return True
 
 
-class _Formatter(logging.Formatter):
+class _Text(logging.Formatter):
     def __init__(self, *, is_journal: bool) -> None:
         super().__init__("%(message)s" if is_journal else "%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
-        self._is_journal = is_journal
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record).replace("\n", " ")
-        return f"<{_PRIORITIES.get(record.levelno, 6)}>{text}" if self._is_journal else text
+        return super().format(record).replace("\n", " ")
 
 
-def start(level: int = logging.INFO) -> None:
+class _Json(logging.Formatter):
+    """One object for each line: time (RFC 3339, UTC), level, logger, message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        return json.dumps(line)
+
+
+class _Journal(logging.Formatter):
+    """Another form behind the priority that journald takes off again."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"<{_PRIORITIES.get(record.levelno, 6)}>{self._inner.format(record)}"
+
+
+def start(level: int = logging.INFO, *, as_json: bool = False) -> None:
     """Send the logs of all rooms to standard error."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter(is_journal="JOURNAL_STREAM" in os.environ))
+    is_journal = "JOURNAL_STREAM" in os.environ
+    form = _Json() if as_json else _Text(is_journal=is_journal)
+    handler.setFormatter(_Journal(form) if is_journal else form)
     handler.addFilter(_Damper())
     root = logging.getLogger("guestagent")
     root.handlers[:] = [handler]

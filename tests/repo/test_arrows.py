@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "governor": WORDS,
     # hands
     "loop": WORDS,
+    "privileges": WORDS,
     "identity": WORDS,
     "backstops": WORDS,
     "rlimits": WORDS,
@@ -42,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "agent": EVERYTHING,
     "check": EVERYTHING,
     "desk": WORDS | {"capture", "governor", "identity", "tapstream"},
+    "follow": WORDS | {"capture", "desk"},
     "steering": WORDS | {"capture", "config", "desk", "governor", "links"},
     "reload": WORDS | {"capture", "config", "desk", "start", "steering"},
     "cli": EVERYTHING,
@@ -53,7 +55,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "route": WORDS | {"capture", "links", "endpoint"},
     # The collector's desk: it runs on another machine and knows nothing of agent, capture or governor.
     "collect": WORDS
-    | {"collector", "config", "endpoint", "identity", "links", "loop", "observe", "rlimits", "tapstream", "trust"},
+    | {"collector", "config", "endpoint", "identity", "links", "loop", "observe", "privileges", "rlimits"}
+    | {"tapstream", "trust"},
 }
 """Room or top-level module: what it may import of guestagent, beside itself and `guestagent.__version__`."""
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,16 @@ def test_new_facts_of_a_known_interface_pass(registry: Registry) -> None:
     run, _ = registry.open(agent_hello())
     for sequence in range(1, 200):
         assert take(run, info_frame(sequence, 0))
+
+
+def test_an_address_that_went_is_no_longer_lent(registry: Registry) -> None:
+    """Peers leave packets only to addresses that the agent still has: the old one may be a host's that nobody taps."""
+    run, _ = registry.open(agent_hello(interfaces=(replace(interface(0), addresses=("10.0.0.5",)),)))
+    assert ("10.0.0.5",) == run.member.addresses
+    facts = encode_interface(replace(interface(0), addresses=("10.0.0.6", "fd00::6")))
+    assert take(run, frames.encode_json(Kind.INFO, facts, sequence=1))
+
+    assert ("10.0.0.6", "fd00::6") == run.member.addresses
 
 
 def test_an_answer_promises_only_what_is_safe(registry: Registry, tmp_path: Path) -> None:
