@@ -58,6 +58,33 @@ _COLLECT_OPTIONS = (
     _DURATION,
     _REPORT,
 )
+_MIRROR_OPTIONS = (
+    _option("provider", choices=("aws",), help="whose mirroring"),
+    _option("action", choices=("plan", "create", "list", "status", "delete", "policy"), help="see above"),
+    _option("-f", "--file", metavar="FILE", help="mirror.toml: TOML with the names of the flags up to --collector"),
+    _option("--name", help="of the mirror; it marks all that is made"),
+    _option("--source", action="append", metavar="ID", help="instance, interface, subnet, tag:KEY=VALUE or self"),
+    _option("--vpc", metavar="ID", help="only machines of this network"),
+    _option("--tag", action="append", metavar="KEY=VALUE", help="only machines that bear it"),
+    _option("--target", metavar="ID", help="interface, network load balancer, or endpoint that takes the copies"),
+    _option(
+        "--filter",
+        action="append",
+        metavar="RULE",
+        help="[not] PROTOCOL[/PORT[-PORT]] [local|remote] [CIDR]; the first that fits decides; default: all",
+    ),
+    _option("--direction", metavar="both|ingress|egress", help="as the machine sees it; default: both"),
+    _option("--dns", **_SWITCH, help="also questions to the provider's own resolver"),
+    _option("--vni", type=int, metavar="N", help="VXLAN network identifier; default: the provider picks one"),
+    _option("--packet-length", type=int, metavar="N", help="bytes of each packet; default: whole"),
+    _option("--region", help="default: as the provider's own tools are configured"),
+    _option("--collector", metavar="URL", help="where the agents of machines without native mirroring send to"),
+    _option("--user-data", metavar="FILE", help="write the cloud-init for those machines"),
+    _option("--adopt", action="append", metavar="ID", help="take over this object that somebody else made"),
+    _option("--dry-run", **_SWITCH, help="change nothing, and ask the provider whether each step is permitted"),
+    _option("--yes", **_SWITCH, help="delete without asking"),
+    _option("--json", **_SWITCH, help="one JSON document, schema guestagent.mirror/1"),
+)
 
 
 def _run(flags: Flags) -> int:
@@ -103,6 +130,12 @@ def _demo(flags: Flags) -> int:
     return demo(flags["seconds"])
 
 
+def _mirror(flags: Flags) -> int:
+    from guestagent.mirror.command import mirror
+
+    return mirror(flags)
+
+
 class Verb(NamedTuple):
     """One sub-command."""
 
@@ -136,6 +169,18 @@ VERBS: dict[str, Verb] = {
         _demo,
         "two hosts in network namespaces: traffic, agent, collector, result",
         (_option("--seconds", type=float, default=8.0, metavar="N", help="how long traffic runs; default: 8"),),
+    ),
+    "mirror": Verb(
+        _mirror,
+        "the provider's own mirroring, or the agent: choose, plan, set up, remove",
+        _MIRROR_OPTIONS,
+        "plan: what create would do, exit 4 where it would do anything. create: bring it about; run again, it changes\n"
+        "nothing. list: all mirrors of ours. status: one, exit 1 where it is broken. delete: what bears our mark and\n"
+        "this name. policy: the least that a role needs.\n\n"
+        "examples:\n  guestagent mirror aws plan --vpc vpc-0a1b2c3d --tag role=web\n"
+        "  guestagent mirror aws create --name web --source tag:role=web --target eni-0a1b2c3d --filter tcp/443\n"
+        "  guestagent mirror aws plan -f mirror.toml --dry-run --json\n"
+        "  guestagent mirror aws delete --name web",
     ),
 }
 

@@ -127,7 +127,8 @@ def _read_toml(path: str) -> dict[str, Any]:
         raise ConfigError(f"the config {path} is no TOML: {error}") from error
 
 
-def _merge(path: str | None, flags: dict[str, Any], keys: dict[str, Callable[[Any, str], Any]]) -> dict[str, Any]:
+def merge(path: str | None, flags: dict[str, Any], keys: dict[str, Callable[[Any, str], Any]]) -> dict[str, Any]:
+    """Fields of a config: the file's values, checked, then the flags that were given. Raises ConfigError."""
     merged = {}
     for key, value in (_read_toml(path) if path else {}).items():
         if key not in keys:
@@ -141,7 +142,7 @@ def _merge(path: str | None, flags: dict[str, Any], keys: dict[str, Callable[[An
 
 def load_run(path: str | None, flags: dict[str, Any]) -> RunConfig:
     """The config of `run` and `check`. Raises ConfigError."""
-    return _checked(RunConfig(**_merge(path, flags, _RUN_KEYS)))
+    return _checked(RunConfig(**merge(path, flags, _RUN_KEYS)))
 
 
 def _checked(config: RunConfig) -> RunConfig:
@@ -154,7 +155,7 @@ def _checked(config: RunConfig) -> RunConfig:
 
 def load_collect(path: str | None, flags: dict[str, Any]) -> CollectConfig:
     """The config of `collect`. Raises ConfigError."""
-    config = CollectConfig(**_merge(path, flags, _COLLECT_KEYS))
+    config = CollectConfig(**merge(path, flags, _COLLECT_KEYS))
     if not config.listen:
         raise ConfigError("no --listen: write for example --listen tcp://0.0.0.0:4795")
     return config
