@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any, Protocol
 
 from guestagent.errors import GuestagentError, RunError
-from guestagent.mirror.plan import ADOPT, CREATE, DELETE, KEEP, UPDATE, Ref, Resource, Step, resolve
+from guestagent.mirror.plan import DELETE, KEEP, Ref, Resource, Step, resolve
 
 MOST_ATTEMPTS = 3
 """A resource that was made and is not there is made again so often, by another token."""
@@ -44,68 +44,75 @@ def apply(
 ) -> Outcome:
     """Do the steps. One that fails does not stop those that do not need it; `progress` hears (done, all, what)."""
     todo = [step for step in steps if step.op != KEEP]
-    ids = {one.ref: one.id for one in sorted(found, key=lambda one: one.id, reverse=True) if one.is_ours}
-    outcome = Outcome()
-    # A step's kind and whether it removes: within such a group the order does not matter.
+    work = _Work(
+        writer, {one.ref: one.id for one in sorted(found, key=lambda one: one.id, reverse=True) if one.is_ours}
+    )
+    # Within a group of one kind the order does not matter.
     for (kind, _), group in groupby(todo, key=lambda step: (step.kind, step.op == DELETE)):
         made: dict[str, Step] = {}
         for step in group:
-            progress(len(outcome.done) + len(outcome.failed), len(todo), f"{step.op} {step.kind} {step.key}")
-            _try(step, ids, writer, outcome, made, 0)
-        _confirm(kind, made, ids, writer, outcome)
+            progress(len(work.outcome.done) + len(work.outcome.failed), len(todo), f"{step.op} {step.kind} {step.key}")
+            made |= work.do(step, 0)
+        work.confirm(kind, made)
     progress(len(todo), len(todo), "done")
-    return outcome
+    return work.outcome
 
 
-def _try(
-    step: Step, ids: dict[Ref, str], writer: Writer, outcome: Outcome, made: dict[str, Step], attempt: int
-) -> None:
-    try:
-        identifier = _do(step, ids, writer, attempt, outcome)
-    except GuestagentError as error:
-        if attempt:
-            outcome.done.remove(step)
-        outcome.failed.append((step, str(error)))
-        return
-    if step.op == CREATE:
-        made[identifier] = step
-    elif step.op == ADOPT:
-        ids[Ref(step.kind, step.key)] = step.id
-    if attempt == 0:
-        outcome.done.append(step)
+class _Work:
+    """The steps under way. `ids` are the identifiers of what exists, by reference."""
 
+    def __init__(self, writer: Writer, ids: dict[Ref, str]) -> None:
+        self._writer, self._ids = writer, ids
+        self.outcome = Outcome()
 
-def _do(step: Step, ids: dict[Ref, str], writer: Writer, attempt: int, outcome: Outcome) -> str:
-    properties = {name: resolve(value, ids) for name, value in step.changes.items()}
-    for value in properties.values():
-        if isinstance(value, Ref):
-            raise RunError(f"it needs the {value.kind} {value.key}, which could not be made")
-    if step.op == CREATE:
-        ids[Ref(step.kind, step.key)] = identifier = writer.create(step, properties, attempt)
-        return identifier
-    if step.op == UPDATE:
-        writer.update(step, properties)
-    elif step.op == ADOPT:
-        writer.adopt(step)
-    elif any(failed.op != DELETE or failed.kind != step.kind for failed, _ in outcome.failed):
-        # What failed may still use it; the next run removes it.
-        raise RunError("it is kept, because an earlier step failed")
-    else:
-        writer.delete(step)
-    return step.id
+    def do(self, step: Step, attempt: int) -> dict[str, Step]:
+        """Once more or for the first time; what was made, by identifier."""
+        try:
+            made = self._do(step, attempt)
+        except GuestagentError as error:
+            self._fail(step, str(error))
+            return {}
+        if attempt == 0:
+            self.outcome.done.append(step)
+        return {made: step} if made else {}
 
+    def _fail(self, step: Step, text: str) -> None:
+        if step in self.outcome.done:
+            self.outcome.done.remove(step)
+        self.outcome.failed.append((step, text))
 
-def _confirm(kind: str, made: dict[str, Step], ids: dict[Ref, str], writer: Writer, outcome: Outcome) -> None:
-    """Make again what a token of an earlier, since deleted resource brought back as a mere identifier."""
-    for attempt in range(1, MOST_ATTEMPTS + 1):
-        gone = writer.missing(kind, sorted(made)) if made else set()
-        again = [made.pop(identifier) for identifier in sorted(gone)]
-        if not again:
-            return
-        for step in again:
-            if attempt < MOST_ATTEMPTS:
-                _try(step, ids, writer, outcome, made, attempt)
-            else:
-                ids.pop(Ref(step.kind, step.key), None)
-                outcome.done.remove(step)
-                outcome.failed.append((step, "it was made and is not there: run again in a minute"))
+    def _do(self, step: Step, attempt: int) -> str:
+        properties = {name: resolve(value, self._ids) for name, value in step.changes.items()}
+        for value in properties.values():
+            if isinstance(value, Ref):
+                raise RunError(f"it needs the {value.kind} {value.key}, which could not be made")
+        reference = Ref(step.kind, step.key)
+        match step.op:
+            case "create":
+                self._ids[reference] = made = self._writer.create(step, properties, attempt)
+                return made
+            case "update":
+                self._writer.update(step, properties)
+            case "adopt":
+                self._writer.adopt(step)
+                self._ids[reference] = step.id
+            case "delete":
+                if any(failed.op != DELETE or failed.kind != step.kind for failed, _ in self.outcome.failed):
+                    # What failed may still use it; the next run removes it.
+                    raise RunError("it is kept, because an earlier step failed")
+                self._writer.delete(step)
+        return ""
+
+    def confirm(self, kind: str, made: dict[str, Step]) -> None:
+        """Make again what a token of an earlier, since deleted resource brought back as a mere identifier."""
+        for attempt in range(1, MOST_ATTEMPTS + 1):
+            gone = self._writer.missing(kind, sorted(made)) if made else set()
+            again = [made.pop(identifier) for identifier in sorted(gone)]
+            for step in again:
+                if attempt < MOST_ATTEMPTS:
+                    made |= self.do(step, attempt)
+                else:
+                    del self._ids[Ref(step.kind, step.key)]
+                    self._fail(step, "it was made and is not there: run again in a minute")
+            if not again:
+                return

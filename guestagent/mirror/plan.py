@@ -5,7 +5,7 @@ value is another resource: the new one is made, those that refer to it follow, t
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from guestagent.errors import ConfigError
@@ -138,7 +138,7 @@ def resolve(value: Any, ids: Mapping[Ref, str]) -> Any:
 
 def removal(found: Iterable[Resource], kinds: Sequence[Kind]) -> tuple[Step, ...]:
     """What deletes all that is ours, last made first."""
-    return diff((), (one for one in found if one.is_ours), kinds)
+    return tuple(replace(step, reason="it bears our mark") for step in diff((), (o for o in found if o.is_ours), kinds))
 
 
 def has_changes(steps: Iterable[Step]) -> bool:

@@ -1,7 +1,7 @@
 """EC2's mirroring, and the listeners of ELB, over HTTP: botocore's own service models say what a request may hold.
 
-The schema of requests and answers is botocore's; semantics, limits and error codes are of the Traffic Mirroring guide and
-the EC2 error table. Nothing here was compared with AWS itself.
+The schema of requests and answers is botocore's; semantics, limits and error codes are of the Traffic Mirroring guide
+and the EC2 error table. Nothing here was compared with AWS itself.
 """
 
 import secrets
@@ -146,6 +146,8 @@ class Fake:
         self.denied: set[str] = set()
         self.hidden_calls = 0
         """So many describe calls do not show what was made last: eventual consistency."""
+        self.after_write: Callable[[], None] = lambda: None
+        """Called when a write was done and not yet answered."""
         self.lock = threading.Lock()
         fake = self
 
@@ -181,7 +183,7 @@ class Fake:
                 raise Refusal("InvalidAction", f"The action {action} is not valid")
             operation = self.models[service].operation_model(action)
             body = Decoder(form, service).decode(operation)
-            self.calls.append((action, body))
+            self.calls.append((action, dict(body)))
             result = self._perform(action, body)
         except Lost:
             return 0, ""
@@ -207,6 +209,8 @@ class Fake:
         if body.pop("DryRun", False):
             raise Refusal("DryRunOperation", "Request would have succeeded, but DryRun flag is set.", 412)
         result = self._once(action, body, handler)
+        if not action.startswith("Describe"):
+            self.after_write()
         if fault:
             raise fault[1]
         return result
