@@ -51,7 +51,7 @@ def eligible(instance_type: str) -> tuple[str, str]:
     if family in table:
         return "yes", f"{instance_type} can be mirrored (list of {FACTS_DATE})"
     found = _GENERATION.match(family)
-    if not found or int(found[1]) > LAST_KNOWN_GENERATION:
+    if family not in MIRRORED_FAMILIES and (not found or int(found[1]) > LAST_KNOWN_GENERATION):
         return "unknown", f"{instance_type} is not on the list of {FACTS_DATE}, maybe newer: EC2 has the last word"
     return "no", f"{instance_type} cannot be mirrored (not on the list of {FACTS_DATE})"
 

@@ -56,6 +56,11 @@ def owner_of(raw: Mapping[str, Any]) -> str:
     return tags.get(MIRROR_TAG, "") if tags.get(MANAGED_TAG) == "true" else ""
 
 
+def is_own(raw: Mapping[str, Any], name: str) -> bool:
+    """Whether it belongs to the mirror of this name; nothing belongs to one without a name."""
+    return name != "" and owner_of(raw) == name
+
+
 def tags(name: str) -> list[dict[str, str]]:
     """Our marker."""
     return [{"Key": MANAGED_TAG, "Value": "true"}, {"Key": MIRROR_TAG, "Value": name}]
@@ -66,20 +71,20 @@ def tags(name: str) -> list[dict[str, str]]:
 
 def found(name: str, inventory: Inventory) -> tuple[Resource, ...]:
     """All resources as this mirror sees them: its own, and strangers' that it might be told to adopt."""
-    own = sorted(one["TrafficMirrorFilterId"] for one in inventory.filters if owner_of(one) == name)
+    own = sorted(one["TrafficMirrorFilterId"] for one in inventory.filters if is_own(one, name))
     made = []
     for raw in inventory.filters:
-        identifier, is_ours = raw["TrafficMirrorFilterId"], owner_of(raw) == name
+        identifier, is_ours = raw["TrafficMirrorFilterId"], is_own(raw, name)
         services = raw.get("NetworkServices", ())
         made.append(Resource(FILTER, name, {"dns": "amazon-dns" in services}, identifier, is_ours))
         # The rules of a second filter, which a mishap left, are nobody's.
         prefix = "" if [identifier] == own[:1] or not is_ours else f"{identifier}/"
         made += _found_rules(raw, prefix, is_ours or identifier in inventory.adopted)
     made += [
-        Resource(TARGET, target_key(raw), {}, raw["TrafficMirrorTargetId"], owner_of(raw) == name)
+        Resource(TARGET, target_key(raw), {}, raw["TrafficMirrorTargetId"], is_own(raw, name))
         for raw in inventory.targets
     ]
-    made += [_found_session(raw, owner_of(raw) == name) for raw in inventory.sessions]
+    made += [_found_session(raw, is_own(raw, name)) for raw in inventory.sessions]
     return tuple(made)
 
 
@@ -186,7 +191,7 @@ def _wanted_session(spec: Spec, interface: str, inventory: Inventory) -> Resourc
 
 
 def _is_own_session(raw: Mapping[str, Any], name: str, inventory: Inventory) -> bool:
-    return owner_of(raw) == name or raw["TrafficMirrorSessionId"] in inventory.adopted
+    return is_own(raw, name) or raw["TrafficMirrorSessionId"] in inventory.adopted
 
 
 # -- the choice --------------------------------------------------------------------------------------------------------
