@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -21,6 +22,7 @@ from guestagent import __version__, identity
 from guestagent.capture.engine import Capture
 from guestagent.capture.interfaces import links
 from guestagent.capture.ring import RETIRE_MS
+from guestagent.cloud import CloudChild
 from guestagent.config import RunConfig
 from guestagent.desk import Desk
 from guestagent.errors import RunError
@@ -53,10 +55,12 @@ LAST_ACK_SECONDS = 0.7
 DRAIN_STEP_SECONDS = 0.02
 
 
-def run_agent(config: RunConfig, capture: Capture, reread: Callable[[], RunConfig]) -> int:
+def run_agent(
+    config: RunConfig, capture: Capture, reread: Callable[[], RunConfig], cloud: CloudChild | None = None
+) -> int:
     """Tap until a signal, the duration or a fault ends it; the exit code. Raises GuestagentError."""
     with ExitStack() as stack:
-        agent = Agent(config, capture, stack, reread)
+        agent = Agent(config, capture, stack, reread, cloud)
         agent.work()
         agent.drain()
         agent.finish()
@@ -66,7 +70,14 @@ def run_agent(config: RunConfig, capture: Capture, reread: Callable[[], RunConfi
 class Agent:
     """One run: the desk, the link, and what time asks for. Everything it opens, `stack` closes."""
 
-    def __init__(self, config: RunConfig, capture: Capture, stack: ExitStack, reread: Callable[[], RunConfig]) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        capture: Capture,
+        stack: ExitStack,
+        reread: Callable[[], RunConfig],
+        cloud: CloudChild | None = None,
+    ) -> None:
         self._config, self._reread = config, reread
         self._stop_reason = self._failure = ""
         self._loop = Loop()
@@ -87,6 +98,9 @@ class Agent:
         self._live, self._rates = LiveLine(), RateLine()
         stack.callback(self._live.clear)
         log.info("capturing %s with the %s engine (%s)", ", ".join(self._names()), *self._engine())
+        if cloud:
+            stack.callback(cloud.close)
+            cloud.follow(self._loop, partial(setattr, self._desk, "cloud"))
         self._link = self._open_link(stack)
         status = StatusSocket("agent", self.snapshot)
         stack.callback(status.close)

@@ -96,9 +96,14 @@ def _run(flags: Flags) -> int:
     config = reread()
     logs.start()
     capture = begin(config)
+    cloud = None
+    if config.metadata:
+        from guestagent.cloud import CloudChild
+
+        cloud = CloudChild()
     from guestagent.agent import run_agent
 
-    return run_agent(config, capture, reread)
+    return run_agent(config, capture, reread, cloud)
 
 
 def _collect(flags: Flags) -> int:

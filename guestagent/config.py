@@ -54,6 +54,8 @@ class RunConfig:
     report: str = ""
     agent_id: str = ""
     """Empty: the cloud's instance id, else the machine id."""
+    metadata: bool = True
+    """Ask the cloud's metadata service at the start, for the hello."""
     rotate_bytes: int = 256 << 20
     rotate_seconds: float = 0.0
     retain_bytes: int = 0
@@ -102,6 +104,7 @@ _RUN_KEYS: dict[str, Callable[[Any, str], Any]] = {
     "floor": values.list_of(values.one_of(*FLOOR_NAMES)),
     "dedupe": values.name,
     "agent_id": values.name,
+    "metadata": values.switch,
 }
 _COLLECT_KEYS: dict[str, Callable[[Any, str], Any]] = {
     **_FILES,

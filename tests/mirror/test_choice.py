@@ -38,7 +38,7 @@ def test_the_table_of_families(kind: str, verdict: str) -> None:
 
 
 def test_each_machine_has_its_way_and_reason(ec2: Fake, mirror_json: Run, tmp_path: Path) -> None:
-    """Type, full interfaces, targets, other interface types and stopped machines are told apart; without a name exit 0."""
+    """Type, full interfaces, targets, other interface types and stopped machines are told apart; nothing is planned."""
     ec2.add_instance(1, vpc="vpc-0000000a")
     ec2.add_instance(2, "t2.small", vpc="vpc-0000000a")
     ec2.add_instance(3, "m9z.large", vpc="vpc-0000000a", state="stopped")

@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # hands
     "loop": WORDS,
     "identity": WORDS,
+    "cloud": WORDS | {"loop"},
     "backstops": WORDS,
     "capture": WORDS,
     "links": WORDS | {"loop", "tapstream", "encap"},
