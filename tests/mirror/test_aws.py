@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from guestagent.cli import main
+from guestagent.cli import VERBS, main
 from tests.mirror.ec2_fake import Fake, Lost, Refusal
 
 Run = Callable[..., tuple[int, Any, str]]
@@ -333,6 +333,25 @@ def test_without_credentials_it_is_a_sentence(web: Fake, mirror: Run, monkeypatc
 
     assert code == 3
     assert "aws configure" in said
+
+
+def test_without_the_extra_it_is_a_sentence(web: Fake, mirror: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No boto3: exit 3, and the command that installs it."""
+    monkeypatch.setitem(sys.modules, "boto3", None)
+
+    code, _, said = mirror("list")
+
+    assert code == 3
+    assert "pip install 'guestagent[aws]'" in said
+
+
+def test_the_manual_has_every_flag() -> None:
+    """Each flag of the verb stands in its man page."""
+    manual = (Path(__file__).parents[2] / "docs" / "man" / "guestagent-mirror.1.md").read_text()
+    flags = {name for option in VERBS["mirror"].options for name in option.names if name.startswith("--")}
+
+    assert len(flags) > 15
+    assert not {flag for flag in flags if f"**{flag}**" not in manual}
 
 
 @pytest.mark.aws_live
