@@ -1,6 +1,7 @@
 """The metadata services of three clouds, as strict as they are known to be; for port 80 of 169.254.169.254."""
 
 import json
+import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -86,11 +87,14 @@ def serve(cloud: str) -> None:
             return self._reply(200, json.dumps(AZURE)) if parts.path == "/metadata/instance" else self._reply(404)
 
         def _liar(self) -> None:
-            """Something else that listens there: an endless body, a redirect."""
+            """Something else that listens there: a huge body, or a redirect to where an answer would be had."""
             if self.path.startswith("/computeMetadata"):
                 return self._reply(200, "x" * (1 << 20), Metadata_Flavor="Google")
-            return self._reply(302, Location="http://10.9.0.1/")
+            return self._reply(302, Location="http://127.0.0.1:8080/metadata/instance?api-version=2019-06-01")
 
         def log_message(self, *args: object) -> None: ...
 
+    if cloud == "liar":
+        elsewhere = type("Elsewhere", (Handler,), {"do_GET": Handler._azure})
+        threading.Thread(target=ThreadingHTTPServer(("127.0.0.1", 8080), elsewhere).serve_forever, daemon=True).start()
     ThreadingHTTPServer(("169.254.169.254", 80), Handler).serve_forever()

@@ -144,6 +144,15 @@ def test_a_crash_after_each_write_is_repaired(web: Fake, mirror_json: Run, write
     }  # fmt: skip
 
 
+def test_a_crash_is_repaired_though_lists_lag(web: Fake, mirror_json: Run) -> None:
+    """Killed after the first create, and EC2 does not list the filter yet: the same token brings back the same one."""
+    killed_after(web, 1, ("create", *WORDS))
+    web.hidden_calls = 1
+
+    assert mirror_json("create", *WORDS)[0] == 0
+    assert len(web.objects["filter"]) == 1
+
+
 @pytest.mark.parametrize("writes", [1, 3, 7])
 def test_a_crash_during_delete_is_repaired(web: Fake, mirror_json: Run, writes: int) -> None:
     """SIGKILL midway through delete: the next delete removes the rest."""
