@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,13 @@ from typing import Any
 from guestagent import __version__, identity
 from guestagent.capture.engine import Capture
 from guestagent.capture.ring import RETIRE_MS
+from guestagent.cloud import CloudChild
 from guestagent.config import RunConfig
 from guestagent.desk import Desk
 from guestagent.errors import RunError
 from guestagent.follow import Follower
 from guestagent.governor.feedback import LoopDetector, Sample, Verdict
 from guestagent.governor.meter import interface_bytes, interface_packets
-from guestagent.links.owner import Link
 from guestagent.loop import EDGE, READABLE, Loop
 from guestagent.observe import reports
 from guestagent.observe.notify import Notifier
@@ -36,6 +37,7 @@ from guestagent.observe.words import LiveLine, RateLine, ledger_sentence, limits
 from guestagent.privileges import CAP_NET_RAW, keep_only
 from guestagent.reload import reload
 from guestagent.steering import Steering
+from guestagent.way import open_link
 
 log = logging.getLogger("guestagent.agent")
 
@@ -56,10 +58,12 @@ LAST_ACK_SECONDS = 0.7
 DRAIN_STEP_SECONDS = 0.02
 
 
-def run_agent(config: RunConfig, capture: Capture, reread: Callable[[], RunConfig]) -> int:
+def run_agent(
+    config: RunConfig, capture: Capture, reread: Callable[[], RunConfig], cloud: CloudChild | None = None
+) -> int:
     """Tap until a signal, the duration or a fault ends it; the exit code. Raises GuestagentError."""
     with ExitStack() as stack:
-        agent = Agent(config, capture, stack, reread)
+        agent = Agent(config, capture, stack, reread, cloud)
         agent.work()
         agent.drain()
         agent.finish()
@@ -69,7 +73,14 @@ def run_agent(config: RunConfig, capture: Capture, reread: Callable[[], RunConfi
 class Agent:
     """One run: the desk, the link, and what time asks for. Everything it opens, `stack` closes."""
 
-    def __init__(self, config: RunConfig, capture: Capture, stack: ExitStack, reread: Callable[[], RunConfig]) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        capture: Capture,
+        stack: ExitStack,
+        reread: Callable[[], RunConfig],
+        cloud: CloudChild | None = None,
+    ) -> None:
         self._config, self._reread = config, reread
         self._stop_reason = self._failure = ""
         self._loop = Loop()
@@ -91,7 +102,10 @@ class Agent:
         self._live, self._rates = LiveLine(), RateLine()
         stack.callback(self._live.clear)
         log.info("capturing %s with the %s engine (%s)", ", ".join(self._names()), *self._engine())
-        self._link = self._open_link(stack)
+        if cloud:
+            stack.callback(cloud.close)
+            cloud.follow(self._loop, partial(setattr, self._desk, "cloud"))
+        self._link = open_link(config, self._desk, self._loop, stack)
         status = StatusSocket("agent", self.snapshot)
         stack.callback(status.close)
         self._loop.watch(status, READABLE, status.answer)
@@ -112,35 +126,6 @@ class Agent:
         config = self._config
         paths = [config.report, config.to[0].path, config.metrics if isinstance(config.metrics, str) else ""]
         keep_only(CAP_NET_RAW, writes=[*writes, *(Path(path) for path in paths if path)])
-
-    def _open_link(self, stack: ExitStack) -> Link:
-        endpoint, now = self._config.to[0], self._loop.now()
-        link: Link
-        if endpoint.scheme == "dir":
-            from guestagent.collector.embedded import EmbeddedCollector
-            from guestagent.links.local import LocalLink
-
-            config = self._config
-            embedded = EmbeddedCollector(endpoint.path, config.rotate_bytes, config.rotate_seconds, config.retain_bytes)
-            stack.callback(embedded.close)
-            link = LocalLink(endpoint.path, embedded, self._desk, now)
-        elif endpoint.is_tunnel:
-            from guestagent.links.direct import DirectLink
-
-            config = self._config
-            mode = config.mode or "balance"
-            link = DirectLink(config.to, self._desk, self._loop, mode=mode, oversize=config.oversize, keys=config.keys)
-        else:
-            from guestagent.links.collectors import ordered
-            from guestagent.links.keyring import credentials
-            from guestagent.links.stream import StreamLink
-
-            config = self._config
-            tls = credentials(config, config.to, server_side=False)
-            to = ordered(config.to, self._desk.agent_id) if config.mode == "spread" else config.to
-            link = StreamLink(to, self._desk, self._loop, tls, allow_cleartext=config.allow_cleartext)
-        stack.callback(link.close)
-        return link
 
     def _names(self) -> list[str]:
         return [source.interface.name for source in self._tap.sources]

@@ -10,86 +10,9 @@ from typing import Any, NamedTuple
 
 from guestagent import __version__
 from guestagent.errors import ConfigError, GuestagentError, HostError
+from guestagent.flags import COLLECT_OPTIONS, MIRROR_OPTIONS, RUN_OPTIONS, SWITCH, Option, option
 
 Flags = dict[str, Any]
-
-
-class Option(NamedTuple):
-    """One flag: names, help, and what argparse needs beyond a plain text."""
-
-    names: tuple[str, ...]
-    help: str
-    more: dict[str, Any]
-
-
-def _option(*names: str, help: str, **more: Any) -> Option:  # noqa: A002
-    return Option(names, help, more)
-
-
-_SWITCH = {"action": "store_true", "default": None}
-_CONFIG = _option("-c", "--config", metavar="FILE", help="TOML with the names of these flags as keys")
-_DURATION = _option("--duration", type=float, metavar="S", help="stop after S seconds")
-_REPORT = _option("--report", metavar="FILE", help="write the ledger as JSON at the end")
-_METRICS = _option("--metrics", metavar="ADDRESS", help="serve Prometheus at 127.0.0.1:9795 or unix:PATH; default: no")
-_LOG = _option("--log", metavar="text|json", help="form of the log lines on standard error; default: text")
-
-_TO_HELP = (
-    "tls://HOST[:4795], tcp://HOST[:4795], dir:PATH, or a tunnel to a sensor: vxlan://HOST?vni=N, "
-    "geneve://HOST?vni=N, gre://HOST?key=N, "
-    "erspan://HOST?session=N; default: dir:captures"
-)
-
-_TRANSPORT = (
-    _option("--tls-ca", metavar="FILE", help="PEM: authorities that the other end's certificate must come from"),
-    _option("--tls-cert", metavar="FILE", help="PEM: our certificate"),
-    _option("--tls-key", metavar="FILE", help="PEM: its private key"),
-    _option("--allow-cleartext", **_SWITCH, help="copies readable on the way, also to or on a public address"),
-)
-
-_RUN_OPTIONS = (
-    _CONFIG,
-    _option(
-        "-i", "--interface", action="append", metavar="IFACE", help="interface or glob; default: the default route's"
-    ),
-    _option("--to", action="append", metavar="URL", help=_TO_HELP),
-    _option("--filter", metavar="EXPR", help="pcap-filter expression, decided in the kernel"),
-    _option("--slice", metavar="N|headers|full", help="bytes of each frame to keep; default: full"),
-    _option("--keep", type=float, metavar="FRACTION", help="copy this fraction of the flows, each whole or not at all"),
-    _option("--cpu", type=float, metavar="PCT", help="of the whole VM, kernel's share included; default: 5"),
-    _option("--rate", metavar="100mbit", help="what may leave; default: 10 %% of the link's speed, else 200mbit"),
-    _option("--packets", type=int, metavar="N", help="packets per second that may leave; default: no cap"),
-    _option("--yield", metavar="on|off", help="step back while the VM is under pressure; default: on"),
-    _option("--full", **_SWITCH, help="copy everything: no default budgets; those given beside it hold"),
-    _option("--ring", metavar="SIZE", help="ring of each interface; default: 64MB, at most 5 %% of free memory"),
-    _option("--promiscuous", **_SWITCH, help="also frames for other hosts"),
-    _option("--engine", metavar="ring|portable", help="default: ring where the kernel has it"),
-    _option("--wait", **_SWITCH, help="for an interface that is not there yet, rather than exit 2"),
-    _option("--agent-id", metavar="NAME", help="default: the cloud's instance id, else the machine id"),
-    *_TRANSPORT,
-    _DURATION,
-    _REPORT,
-    _METRICS,
-    _LOG,
-)
-_COLLECT_OPTIONS = (
-    _CONFIG,
-    _option(
-        "--listen",
-        action="append",
-        metavar="URL",
-        help="tls://HOST:4795, tcp://HOST:4795, or vxlan:// geneve:// gre:// erspan://HOST",
-    ),
-    _option("--write", metavar="PATH|-", help="directory, NAME.pcapng, or - for standard output; default: captures"),
-    _option("--tap", metavar="NAME", help="TAP device with every frame; tap-%%a: one for each agent"),
-    _option(
-        "--relay", action="append", metavar="URL", help="sensor that gets every frame, vxlan://HOST?vni=N and so on"
-    ),
-    *_TRANSPORT,
-    _DURATION,
-    _REPORT,
-    _METRICS,
-    _LOG,
-)
 
 
 def _run(flags: Flags) -> int:
@@ -101,9 +24,14 @@ def _run(flags: Flags) -> int:
     config = reread()
     logs.start(as_json=config.log == "json")
     capture = begin(config)
+    cloud = None
+    if config.metadata:
+        from guestagent.cloud import CloudChild
+
+        cloud = CloudChild()
     from guestagent.agent import run_agent
 
-    return run_agent(config, capture, reread)
+    return run_agent(config, capture, reread, cloud)
 
 
 def _collect(flags: Flags) -> int:
@@ -149,6 +77,12 @@ def _demo(flags: Flags) -> int:
     return demo(flags["seconds"])
 
 
+def _mirror(flags: Flags) -> int:
+    from guestagent.mirror.command import mirror
+
+    return mirror(flags)
+
+
 class Verb(NamedTuple):
     """One sub-command."""
 
@@ -162,30 +96,30 @@ VERBS: dict[str, Verb] = {
     "run": Verb(
         _run,
         "capture this host's interface and send the copies",
-        _RUN_OPTIONS,
+        RUN_OPTIONS,
         "examples:\n  guestagent run\n  guestagent run -i eth0 --to tcp://10.0.0.9 --filter 'not port 22' --slice 256",
     ),
     "collect": Verb(
         _collect,
         "receive from agents and write pcapng",
-        _COLLECT_OPTIONS,
+        COLLECT_OPTIONS,
         "examples:\n  guestagent collect --listen tcp://0.0.0.0:4795 --write /var/captures\n"
         "  guestagent collect --listen tcp://127.0.0.1:4795 --write - | tshark -r -",
     ),
     "status": Verb(
         _status,
         "what runs here, the ledger, limits and why",
-        (_option("--json", **_SWITCH, help="the snapshots as JSON"),),
+        (option("--json", **SWITCH, help="the snapshots as JSON"),),
     ),
-    "check": Verb(_check, "try everything that run would need, and exit with its code", _RUN_OPTIONS),
+    "check": Verb(_check, "try everything that run would need, and exit with its code", RUN_OPTIONS),
     "pki": Verb(
         _pki,
         "make a small private CA for TLS, and certificates from it",
         (
-            _option("what", choices=("init", "agent", "collector"), help="the authority, or a certificate from it"),
-            _option("name", nargs="?", help="the agent's id, or the collector's host name"),
-            _option("--host", action="append", metavar="NAME|IP", help="another name of a collector in --to"),
-            _option("--dir", default="pki", metavar="PATH", help="where everything lies; default: pki"),
+            option("what", choices=("init", "agent", "collector"), help="the authority, or a certificate from it"),
+            option("name", nargs="?", help="the agent's id, or the collector's host name"),
+            option("--host", action="append", metavar="NAME|IP", help="another name of a collector in --to"),
+            option("--dir", default="pki", metavar="PATH", help="where everything lies; default: pki"),
         ),
         "examples:\n  guestagent pki init\n  guestagent pki collector collector-1 --host 10.0.0.9\n"
         "  guestagent pki agent web-1",
@@ -194,14 +128,26 @@ VERBS: dict[str, Verb] = {
         _merge,
         "join the files of several collectors: each packet once",
         (
-            _option("files", nargs="+", metavar="FILE", help="pcapng files of guestagent collect"),
-            _option("-o", "--output", required=True, metavar="OUT", help="the pcapng file to make"),
+            option("files", nargs="+", metavar="FILE", help="pcapng files of guestagent collect"),
+            option("-o", "--output", required=True, metavar="OUT", help="the pcapng file to make"),
         ),
     ),
     "demo": Verb(
         _demo,
         "two hosts in network namespaces: traffic, agent, collector, result",
-        (_option("--seconds", type=float, default=8.0, metavar="N", help="how long traffic runs; default: 8"),),
+        (option("--seconds", type=float, default=8.0, metavar="N", help="how long traffic runs; default: 8"),),
+    ),
+    "mirror": Verb(
+        _mirror,
+        "the provider's own mirroring, or the agent: choose, plan, set up, remove",
+        MIRROR_OPTIONS,
+        "plan: what create would do, exit 4 where it would do anything. create: bring it about; run again, it changes\n"
+        "nothing. list: all mirrors of ours. status: one, exit 1 where it is broken. delete: what bears our mark and\n"
+        "this name. policy: the least that a role needs.\n\n"
+        "examples:\n  guestagent mirror aws plan --vpc vpc-0a1b2c3d --tag role=web\n"
+        "  guestagent mirror aws create --name web --source tag:role=web --target eni-0a1b2c3d --filter tcp/443\n"
+        "  guestagent mirror aws plan -f mirror.toml --dry-run --json\n"
+        "  guestagent mirror aws delete --name web",
     ),
 }
 
@@ -229,8 +175,8 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        for option in verb.options:
-            sub.add_argument(*option.names, help=option.help, **option.more)
+        for one in verb.options:
+            sub.add_argument(*one.names, help=one.help, **one.more)
     return parser
 
 

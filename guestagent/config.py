@@ -81,6 +81,8 @@ class RunConfig:
     log: str = "text"
     agent_id: str = ""
     """Empty: the cloud's instance id, else the machine id."""
+    metadata: bool = True
+    """Ask the cloud's metadata service at the start, for the hello."""
     rotate_bytes: int = 256 << 20
     rotate_seconds: float = 0.0
     retain_bytes: int = 0
@@ -166,6 +168,7 @@ _RUN_KEYS: dict[str, Callable[[Any, str], Any]] = {
     "floor": values.list_of(values.one_of(*FLOOR_NAMES)),
     "dedupe": values.name,
     "agent_id": values.name,
+    "metadata": values.switch,
 }
 _COLLECT_KEYS: dict[str, Callable[[Any, str], Any]] = {
     **_COMMON,
@@ -201,7 +204,8 @@ def _read_toml(path: str) -> dict[str, Any]:
         raise ConfigError(f"the config {path} is no TOML: {error}") from error
 
 
-def _merge(path: str | None, flags: dict[str, Any], keys: dict[str, Callable[[Any, str], Any]]) -> dict[str, Any]:
+def merge(path: str | None, flags: dict[str, Any], keys: dict[str, Callable[[Any, str], Any]]) -> dict[str, Any]:
+    """Fields of a config: the file's values, checked, then the flags that were given. Raises ConfigError."""
     merged = {}
     for key, value in _flat(_read_toml(path) if path else {}):
         if key not in keys:
@@ -225,7 +229,7 @@ def _flat(tables: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def load_run(path: str | None, flags: dict[str, Any]) -> RunConfig:
     """The config of `run` and `check`. Raises ConfigError."""
-    return _checked(RunConfig(**_merge(path, flags, _RUN_KEYS)))
+    return _checked(RunConfig(**merge(path, flags, _RUN_KEYS)))
 
 
 def _checked(config: RunConfig) -> RunConfig:
@@ -270,7 +274,7 @@ def _check_keys(keys: dict[str, int], endpoints: tuple[Endpoint, ...], flag: str
 
 def load_collect(path: str | None, flags: dict[str, Any]) -> CollectConfig:
     """The config of `collect`. Raises ConfigError."""
-    merged = _merge(path, flags, _COLLECT_KEYS)
+    merged = merge(path, flags, _COLLECT_KEYS)
     if merged.get("tap") or merged.get("relay"):
         merged.setdefault("write", "")
     config = CollectConfig(**merged)

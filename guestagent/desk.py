@@ -40,6 +40,8 @@ class Desk:
         self.tap = Tap(capture.sources)
         self.window = SendWindow()
         self.agent_id = agent_id
+        self.cloud = ""
+        """What the metadata service says of this VM, once it has answered."""
         self._dedupe = dedupe
         self.run_id = os.urandom(RUN_ID_BYTES).hex()
         self.swaps_ns: deque[int] = deque(maxlen=16)
@@ -78,6 +80,7 @@ class Desk:
             started_ns=self._started_ns,
             first_sequence=self.window.first_sequence,
             interfaces=tuple(source.interface for source in self.tap.sources),
+            cloud=self.cloud,
             dedupe=self._dedupe,
             acknowledged=dict(self._acknowledged),
         )

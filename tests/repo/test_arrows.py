@@ -15,6 +15,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
     "model": set(),
+    "flags": set(),
     # Scheme, key and port of a tunnel's URL are those of the encoders' table.
     "endpoint": WORDS | {"encap.tunnel"},
     "values": WORDS | {"endpoint"},
@@ -28,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "loop": WORDS,
     "privileges": WORDS,
     "identity": WORDS,
+    "cloud": WORDS | {"loop"},
     "backstops": WORDS,
     "rlimits": WORDS,
     "capture": WORDS | {"rlimits"},
@@ -45,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "desk": WORDS | {"capture", "governor", "identity", "tapstream"},
     "follow": WORDS | {"capture", "desk"},
     "steering": WORDS | {"capture", "config", "desk", "governor", "links"},
+    "way": WORDS | {"collector", "config", "desk", "links", "loop"},
     "reload": WORDS | {"capture", "config", "desk", "start", "steering"},
     "cli": EVERYTHING,
     "demo": EVERYTHING,

@@ -1,0 +1,109 @@
+"""The flags of the larger verbs, as tables; values.py checks what they are given."""
+
+from typing import Any, NamedTuple
+
+
+class Option(NamedTuple):
+    """One flag: names, help, and what argparse needs beyond a plain text."""
+
+    names: tuple[str, ...]
+    help: str
+    more: dict[str, Any]
+
+
+def option(*names: str, help: str, **more: Any) -> Option:  # noqa: A002
+    """A row; `more` is argparse's."""
+    return Option(names, help, more)
+
+
+SWITCH = {"action": "store_true", "default": None}
+CONFIG = option("-c", "--config", metavar="FILE", help="TOML with the names of these flags as keys")
+DURATION = option("--duration", type=float, metavar="S", help="stop after S seconds")
+REPORT = option("--report", metavar="FILE", help="write the ledger as JSON at the end")
+METRICS = option("--metrics", metavar="ADDRESS", help="serve Prometheus at 127.0.0.1:9795 or unix:PATH; default: no")
+LOG = option("--log", metavar="text|json", help="form of the log lines on standard error; default: text")
+
+_TO_HELP = (
+    "tls://HOST[:4795], tcp://HOST[:4795], dir:PATH, or a tunnel to a sensor: vxlan://HOST?vni=N, "
+    "geneve://HOST?vni=N, gre://HOST?key=N, "
+    "erspan://HOST?session=N; default: dir:captures"
+)
+
+_TRANSPORT = (
+    option("--tls-ca", metavar="FILE", help="PEM: authorities that the other end's certificate must come from"),
+    option("--tls-cert", metavar="FILE", help="PEM: our certificate"),
+    option("--tls-key", metavar="FILE", help="PEM: its private key"),
+    option("--allow-cleartext", **SWITCH, help="copies readable on the way, also to or on a public address"),
+)
+
+RUN_OPTIONS = (
+    CONFIG,
+    option(
+        "-i", "--interface", action="append", metavar="IFACE", help="interface or glob; default: the default route's"
+    ),
+    option("--to", action="append", metavar="URL", help=_TO_HELP),
+    option("--filter", metavar="EXPR", help="pcap-filter expression, decided in the kernel"),
+    option("--slice", metavar="N|headers|full", help="bytes of each frame to keep; default: full"),
+    option("--keep", type=float, metavar="FRACTION", help="copy this fraction of the flows, each whole or not at all"),
+    option("--cpu", type=float, metavar="PCT", help="of the whole VM, kernel's share included; default: 5"),
+    option("--rate", metavar="100mbit", help="what may leave; default: 10 %% of the link's speed, else 200mbit"),
+    option("--packets", type=int, metavar="N", help="packets per second that may leave; default: no cap"),
+    option("--yield", metavar="on|off", help="step back while the VM is under pressure; default: on"),
+    option("--full", **SWITCH, help="copy everything: no default budgets; those given beside it hold"),
+    option("--ring", metavar="SIZE", help="ring of each interface; default: 64MB, at most 5 %% of free memory"),
+    option("--promiscuous", **SWITCH, help="also frames for other hosts"),
+    option("--engine", metavar="ring|portable", help="default: ring where the kernel has it"),
+    option("--wait", **SWITCH, help="for an interface that is not there yet, rather than exit 2"),
+    option("--agent-id", metavar="NAME", help="default: the cloud's instance id, else the machine id"),
+    *_TRANSPORT,
+    DURATION,
+    REPORT,
+    METRICS,
+    LOG,
+)
+COLLECT_OPTIONS = (
+    CONFIG,
+    option(
+        "--listen",
+        action="append",
+        metavar="URL",
+        help="tls://HOST:4795, tcp://HOST:4795, or vxlan:// geneve:// gre:// erspan://HOST",
+    ),
+    option("--write", metavar="PATH|-", help="directory, NAME.pcapng, or - for standard output; default: captures"),
+    option("--tap", metavar="NAME", help="TAP device with every frame; tap-%%a: one for each agent"),
+    option(
+        "--relay", action="append", metavar="URL", help="sensor that gets every frame, vxlan://HOST?vni=N and so on"
+    ),
+    *_TRANSPORT,
+    DURATION,
+    REPORT,
+    METRICS,
+    LOG,
+)
+MIRROR_OPTIONS = (
+    option("provider", choices=("aws",), help="whose mirroring"),
+    option("action", choices=("plan", "create", "list", "status", "delete", "policy"), help="see above"),
+    option("-f", "--file", metavar="FILE", help="mirror.toml: TOML with the names of the flags up to --collector"),
+    option("--name", help="of the mirror; it marks all that is made"),
+    option("--source", action="append", metavar="ID", help="instance, interface, subnet, tag:KEY=VALUE or self"),
+    option("--vpc", metavar="ID", help="only machines of this network"),
+    option("--tag", action="append", metavar="KEY=VALUE", help="only machines that bear it"),
+    option("--target", metavar="ID", help="interface, network load balancer, or endpoint that takes the copies"),
+    option(
+        "--filter",
+        action="append",
+        metavar="RULE",
+        help="[not] PROTOCOL[/PORT[-PORT]] [local|remote] [CIDR]; the first that fits decides; default: all",
+    ),
+    option("--direction", metavar="both|ingress|egress", help="as the machine sees it; default: both"),
+    option("--dns", **SWITCH, help="also questions to the provider's own resolver"),
+    option("--vni", type=int, metavar="N", help="VXLAN network identifier; default: the provider picks one"),
+    option("--packet-length", type=int, metavar="N", help="bytes of each packet; default: whole"),
+    option("--region", help="default: as the provider's own tools are configured"),
+    option("--collector", metavar="URL", help="where the agents of machines without native mirroring send to"),
+    option("--user-data", metavar="FILE", help="write the cloud-init for those machines"),
+    option("--adopt", action="append", metavar="ID", help="take over this object that somebody else made"),
+    option("--dry-run", **SWITCH, help="change nothing, and ask the provider whether each step is permitted"),
+    option("--yes", **SWITCH, help="delete without asking"),
+    option("--json", **SWITCH, help="one JSON document, schema guestagent.mirror/1"),
+)

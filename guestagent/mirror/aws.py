@@ -1,0 +1,207 @@
+"""AWS VPC Traffic Mirroring by boto3: reads, and does the steps of a plan. What it decides is in aws_model.py."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from guestagent.errors import ConfigError, HostError, RunError
+from guestagent.mirror import aws_model, aws_read, aws_requests
+from guestagent.mirror.aws_errors import is_gone, sentence
+from guestagent.mirror.aws_health import healths
+from guestagent.mirror.aws_policy import document
+from guestagent.mirror.aws_read import ApiError
+from guestagent.mirror.aws_requests import NAMES, SNAKE, placeholder
+from guestagent.mirror.plan import CREATE, Ref, Step
+from guestagent.mirror.spec import Spec
+from guestagent.mirror.survey import Health, Survey
+
+ATTEMPTS = 6
+"""Of one call, by botocore's standard retries: throttling and failures of AWS, up to 20 s apart."""
+CONNECT_SECONDS, READ_SECONDS = 5, 30
+PATIENCE_SECONDS = 20.0
+"""EC2 shows a new object within seconds; one that is not there after this was deleted long ago."""
+FIRST_WAIT_SECONDS, MOST_WAIT_SECONDS = 0.2, 3.0
+WOULD_SUCCEED = "DryRunOperation"
+REFUSED = ("UnauthorizedOperation", "AccessDenied")
+
+
+def connect(spec: Spec) -> "Aws":
+    """With the credentials and the region of boto3's usual configuration. Raises ModuleNotFoundError, ConfigError."""
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
+
+    config = Config(
+        retries={"mode": "standard", "max_attempts": ATTEMPTS},
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=READ_SECONDS,
+    )
+    try:
+        session = boto3.Session(region_name=spec.region or None)
+        clients = {name: session.client(name, config=config) for name in ("ec2", "elbv2")}
+    except BotoCoreError as error:
+        raise ConfigError(f"AWS is not configured: {error} Give --region, or run `aws configure`.") from error
+    return Aws(spec, clients)
+
+
+def policy(spec: Spec) -> str:
+    """The IAM policy as JSON."""
+    return json.dumps(document(spec.region), indent=2)
+
+
+class Aws:
+    """One account and region (mirror.survey.Provider). `clients` are boto3's, by service."""
+
+    kinds = aws_model.KINDS
+
+    def __init__(self, spec: Spec, clients: Mapping[str, Any], patience_seconds: float | None = None) -> None:
+        self._spec, self._clients = spec, clients
+        self._patience_seconds = PATIENCE_SECONDS if patience_seconds is None else patience_seconds
+
+    def _call(self, service: str, method: str, /, **parameters: Any) -> dict[str, Any]:
+        """One call. Raises ApiError and RunError with a sentence."""
+        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+        client = self._clients[service]
+        try:
+            answer: dict[str, Any] = getattr(client, method)(**parameters)
+        except ClientError as error:
+            code, message = error.response["Error"].get("Code", ""), error.response["Error"].get("Message", "")
+            prefix = {"elbv2": "elasticloadbalancing"}.get(service, service)
+            raise ApiError(sentence(prefix, error.operation_name, code, message), code) from error
+        except NoCredentialsError as error:
+            raise HostError(
+                "no AWS credentials: run `aws configure`, set AWS_PROFILE, or give the VM a role"
+            ) from error
+        except BotoCoreError as error:
+            raise RunError(f"AWS was not reached: {error}") from error
+        return answer
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    def survey(self, spec: Spec, adopt: Sequence[str] = ()) -> Survey:
+        """Read the inventory and what exists. Raises ConfigError, RunError."""
+        inventory = aws_read.mirror_objects(self._call, adopt)
+        found = aws_read.machines(self._call, spec, _own_instance)
+        listeners, lost = aws_read.check_places(self._call, [spec.target] if spec.target else [])
+        if lost:
+            raise ConfigError(f"target: {spec.target} does not exist in this region")
+        return aws_model.survey(spec, replace(inventory, machines=found, listeners=listeners))
+
+    def mirrors(self) -> list[Health]:
+        """All mirrors of ours with what keeps each from working."""
+        inventory = aws_read.mirror_objects(self._call)
+        listeners, lost = aws_read.check_places(self._call, aws_read.places_of(inventory).values())
+        return healths(replace(inventory, listeners=listeners, lost=lost))
+
+    # -- doing ----------------------------------------------------------------------------------------------------
+
+    def create(self, step: Step, properties: Mapping[str, Any], attempt: int) -> str:
+        """Make it; what it refers to may have been made a moment ago, and EC2 may not know it everywhere yet."""
+        first, *rest = aws_requests.calls(self._spec.name, step, properties, attempt)
+        answer = self._patiently(first)
+        identifier = str(answer[NAMES[step.kind]][f"{NAMES[step.kind]}Id"])
+        for method, parameters in rest:
+            try:
+                self._patiently((method, {**parameters, f"{NAMES[step.kind]}Id": identifier}))
+            except ApiError as error:
+                if not is_gone(error.code):
+                    raise
+                # The token brought back what was deleted long ago: `missing` says so, and it is made by another.
+        return identifier
+
+    def update(self, step: Step, properties: Mapping[str, Any]) -> None:
+        """Set these properties."""
+        for call in aws_requests.calls(self._spec.name, step, properties):
+            self._patiently(call)
+
+    def adopt(self, step: Step) -> None:
+        """Put our tags on it."""
+        self.update(step, {})
+
+    def delete(self, step: Step) -> None:
+        """Remove it; one that is gone is fine."""
+        for method, parameters in aws_requests.calls(self._spec.name, step, {}):
+            try:
+                self._call("ec2", method, **parameters)
+            except ApiError as error:
+                if not is_gone(error.code):
+                    raise
+
+    def _patiently(self, call: aws_requests.Call) -> dict[str, Any]:
+        """Again while EC2 does not know a mirror object that we know."""
+        from tenacity import retry_if_exception
+
+        method, parameters = call
+        patient = self._retrying(retry_if_exception(_is_unknown_yet), reraise=True)
+        answer: dict[str, Any] = patient(self._call, "ec2", method, **parameters)
+        return answer
+
+    def _retrying(self, retry: Any, **more: Any) -> Any:
+        from tenacity import Retrying, stop_after_delay, wait_exponential
+
+        waits = wait_exponential(multiplier=FIRST_WAIT_SECONDS, max=MOST_WAIT_SECONDS)
+        return Retrying(stop=stop_after_delay(self._patience_seconds), wait=waits, retry=retry, **more)
+
+    def missing(self, kind: str, ids: Sequence[str]) -> set[str]:
+        """Which of those just made EC2 does not show, after waiting for it."""
+        from tenacity import retry_if_result
+
+        patient = self._retrying(retry_if_result(bool), retry_error_callback=lambda state: state.outcome.result())
+        gone: set[str] = patient(lambda: set(ids) - self._there(kind))
+        return gone
+
+    def _there(self, kind: str) -> set[str]:
+        """Identifiers of all objects of the kind; rules come with their filters."""
+        if kind == aws_model.RULE:
+            filters = aws_read.pages(self._call, "describe_traffic_mirror_filters", "TrafficMirrorFilters")
+            return {
+                rule["TrafficMirrorFilterRuleId"]
+                for one in filters
+                for rule in (*one.get("IngressFilterRules", ()), *one.get("EgressFilterRules", ()))
+            }
+        listed = aws_read.pages(self._call, f"describe_{SNAKE[kind]}s", f"{NAMES[kind]}s")
+        return {one[f"{NAMES[kind]}Id"] for one in listed}
+
+    # -- asking ---------------------------------------------------------------------------------------------------
+
+    def prove(self, step: Step) -> str:
+        """Each call of the step with DryRun: `proved`, or why EC2 could not tell. Raises RunError for a refusal."""
+        unmade = [value for value in step.changes.values() if isinstance(value, Ref)]
+        properties = {
+            name: placeholder(value.kind) if isinstance(value, Ref) else value for name, value in step.changes.items()
+        }
+        for method, parameters in aws_requests.calls(self._spec.name, step, properties):
+            verdict = self._dry_run(method, parameters, unmade or ([step] if step.op == CREATE else []))
+            if verdict:
+                return verdict
+        return "proved"
+
+    def _dry_run(self, method: str, parameters: dict[str, Any], unmade: Sequence[Ref | Step]) -> str:
+        try:
+            self._call("ec2", method, **parameters, DryRun=True)
+        except ApiError as error:
+            first_is_own_parent = method.startswith("create_") and not any(isinstance(one, Ref) for one in unmade)
+            if error.code == WOULD_SUCCEED:
+                return ""
+            if is_gone(error.code) and unmade:
+                return ""  # EC2 asks for the permission first, so that was granted
+            if error.code in REFUSED and unmade and not first_is_own_parent:
+                parts = ", ".join(sorted({one.kind for one in unmade}))
+                return f"EC2 cannot tell before the {parts} exists"
+            raise
+        return ""
+
+
+def _is_unknown_yet(error: BaseException) -> bool:
+    return isinstance(error, ApiError) and error.code.startswith("InvalidTrafficMirror") and is_gone(error.code)
+
+
+def _own_instance() -> str:
+    from guestagent.mirror.metadata import own_cloud
+
+    cloud = own_cloud()
+    if cloud is None or cloud.provider != "aws":
+        raise ConfigError("source: `self` works on an EC2 instance with its metadata service on: name the instance")
+    return cloud.instance_id

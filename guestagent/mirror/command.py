@@ -1,0 +1,225 @@
+"""`guestagent mirror PROVIDER ACTION`: reads the spec, looks, plans, asks, does, and says what it did."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from guestagent.config import merge
+from guestagent.errors import ConfigError, RunError
+from guestagent.mirror import show
+from guestagent.mirror.apply import Outcome, apply
+from guestagent.mirror.plan import KEEP, Step, diff, has_changes, removal
+from guestagent.mirror.providers import check, connect, policy
+from guestagent.mirror.spec import KEYS, Spec
+from guestagent.mirror.survey import Provider, Survey
+from guestagent.mirror.userdata import cloud_config
+
+DONE, FAILED, CHANGES = 0, 1, 4
+
+
+class Mirror:
+    """One invocation. `provider` connects at the first use, so that `policy` needs no SDK."""
+
+    def __init__(self, provider_name: str, flags: dict[str, Any]) -> None:
+        self._name = provider_name
+        self._as_json = bool(flags.pop("json", None))
+        self._dry_run = bool(flags.pop("dry_run", None))
+        self._yes = bool(flags.pop("yes", None))
+        self._adopt = tuple(flags.pop("adopt", None) or ())
+        self._user_data = flags.pop("user_data", None)
+        self._spec = Spec(**merge(flags.pop("file", None), flags, dict(KEYS)))
+        check(provider_name, self._spec)
+
+    def run(self, action: str) -> int:
+        """The exit code. Raises GuestagentError."""
+        return _ACTIONS[action](self)
+
+    def _connect(self) -> Provider:
+        return connect(self._name, self._spec)
+
+    def _need(self, *keys: str) -> None:
+        for key in keys:
+            if not getattr(self._spec, key):
+                raise ConfigError(f"no {key}: give --{key}, or the key in mirror.toml")
+
+    def _say(self, lines: Sequence[str]) -> None:
+        if not self._as_json:
+            sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+    def _json(self, kind: str, **content: Any) -> None:
+        if self._as_json:
+            sys.stdout.write(show.as_json(kind, self._name, **content))
+
+    # -- actions --------------------------------------------------------------------------------------------------
+
+    def plan(self) -> int:
+        """Look, and say what create would do. Without a name or a target: the choice for each machine alone."""
+        if not (self._spec.source or self._spec.vpc or self._spec.tag):
+            raise ConfigError("nothing selects a machine: give --source, --vpc or --tag")
+        provider = self._connect()
+        survey, steps = self._survey(provider)
+        proofs = self._prove(provider, steps) if self._dry_run else {}
+        self._show_plan(survey, steps, proofs)
+        self._render_user_data(survey)
+        return CHANGES if has_changes(steps) else DONE
+
+    def create(self) -> int:
+        """Bring about what the spec says."""
+        self._need("name", "source" if not (self._spec.vpc or self._spec.tag) else "name", "target")
+        if self._dry_run:
+            return self.plan()
+        provider = self._connect()
+        survey, steps = self._survey(provider)
+        if not survey.wanted:
+            self._show_plan(survey, steps, {})
+            raise RunError("none of the selected machines can be mirrored natively: run the agent there")
+        self._say([*(f"note: {text}" for text in survey.warnings), "steps:", *show.steps_text(steps)])
+        outcome = apply(steps, survey.found, provider, progress())
+        self._render_user_data(survey)
+        return self._conclude(steps, outcome, survey)
+
+    def delete(self) -> int:
+        """Remove all that is ours of this name, and nothing else."""
+        self._need("name")
+        provider = self._connect()
+        own = [one for health in provider.mirrors() if health.name == self._spec.name for one in health.resources]
+        steps = removal(own, provider.kinds)
+        self._say([f"mirror {self._spec.name}:", *show.steps_text(steps)])
+        if self._dry_run:
+            proofs = self._prove(provider, steps)
+            self._json("plan", name=self._spec.name, steps=_steps_json(steps, proofs))
+            return CHANGES if steps else DONE
+        if steps and not self._yes:
+            _confirm(len(steps))
+        return self._conclude(steps, apply(steps, own, provider, progress()))
+
+    def list(self) -> int:
+        """All mirrors of ours."""
+        healths = self._connect().mirrors()
+        for health in healths:
+            self._say(show.health_text(health)[:1])
+        self._say([] if healths else ["no mirror of ours here"])
+        self._json("list", mirrors=[show.health_json(one) for one in healths])
+        return DONE
+
+    def status(self) -> int:
+        """One mirror; exit 1 where it is broken."""
+        self._need("name")
+        found = [one for one in self._connect().mirrors() if one.name == self._spec.name]
+        if not found:
+            raise RunError(
+                f"there is no mirror {self._spec.name} of ours here: see `guestagent mirror {self._name} list`"
+            )
+        self._say(show.health_text(found[0]))
+        self._json("status", **show.health_json(found[0]))
+        return FAILED if found[0].problems else DONE
+
+    def policy(self) -> int:
+        """What a role needs."""
+        sys.stdout.write(policy(self._name, self._spec) + "\n")
+        return DONE
+
+    # -- parts ----------------------------------------------------------------------------------------------------
+
+    def _survey(self, provider: Provider) -> tuple[Survey, tuple[Step, ...]]:
+        survey = provider.survey(self._spec, self._adopt)
+        if not (self._spec.name and self._spec.target):
+            return survey, ()
+        if not survey.wanted:  # nothing can be mirrored: what is there stays, `delete` removes it
+            return survey, ()
+        return survey, diff(survey.wanted, survey.found, provider.kinds, self._adopt)
+
+    def _prove(self, provider: Provider, steps: Sequence[Step]) -> dict[int, str]:
+        return {number: provider.prove(step) for number, step in enumerate(steps) if step.op != KEEP}
+
+    def _show_plan(self, survey: Survey, steps: Sequence[Step], proofs: dict[int, str]) -> None:
+        self._say(["machines:", *show.choices_text(survey.choices)])
+        if self._spec.name and self._spec.target:
+            self._say(["steps:", *show.steps_text(steps, proofs)])
+        self._say([f"note: {text}" for text in survey.warnings])
+        self._json(
+            "plan",
+            name=self._spec.name,
+            steps=_steps_json(steps, proofs),
+            machines=[asdict(one) for one in survey.choices],
+            warnings=list(survey.warnings),
+            verified="permissions" if proofs else "reads-only",
+        )
+
+    def _render_user_data(self, survey: Survey) -> None:
+        machines = show.agents_of(survey.choices)
+        if not self._user_data:
+            if machines:
+                self._say([f"note: --user-data FILE writes the cloud-init of the {len(machines)} that need the agent"])
+            return
+        if not self._spec.collector:
+            raise ConfigError("no collector: --user-data needs --collector URL, where the agents send to")
+        try:
+            with open(self._user_data, "w", encoding="utf-8") as file:
+                file.write(cloud_config(self._spec.collector))
+        except OSError as error:
+            raise RunError(f"--user-data: {self._user_data} can't be written: {error.strerror}") from error
+
+    def _conclude(self, steps: Sequence[Step], outcome: Outcome, survey: Survey | None = None) -> int:
+        self._json(
+            "outcome",
+            name=self._spec.name,
+            done=[show.step_json(one) for one in outcome.done],
+            failed=[{**show.step_json(one), "error": text} for one, text in outcome.failed],
+            machines=[asdict(one) for one in survey.choices] if survey else [],
+            warnings=list(survey.warnings) if survey else [],
+        )
+        for step, text in outcome.failed:
+            sys.stderr.write(f"guestagent: {step.op} {step.kind} {step.key}: {text}\n")
+        if outcome.failed:
+            raise RunError(
+                f"{len(outcome.failed)} of {len(outcome.done) + len(outcome.failed)} steps failed: run again"
+            )
+        self._say([f"{len(outcome.done)} steps done" if outcome.done else "nothing to do"])
+        return DONE
+
+
+_ACTIONS: dict[str, Callable[[Mirror], int]] = {
+    "plan": Mirror.plan,
+    "create": Mirror.create,
+    "list": Mirror.list,
+    "status": Mirror.status,
+    "delete": Mirror.delete,
+    "policy": Mirror.policy,
+}
+
+
+def _steps_json(steps: Sequence[Step], proofs: dict[int, str]) -> list[dict[str, Any]]:
+    return [
+        {**show.step_json(step), **({"proof": proofs[number]} if number in proofs else {})}
+        for number, step in enumerate(steps)
+    ]
+
+
+def _confirm(count: int) -> None:
+    if not sys.stdin.isatty():
+        raise ConfigError(f"{count} objects would be deleted: give --yes, as there is no terminal to ask")
+    sys.stderr.write(f"delete these {count} objects? [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise RunError("nothing was deleted")
+
+
+def progress() -> Callable[[int, int, str], None]:
+    """A line on the terminal that is written over; silent elsewhere."""
+    if not sys.stderr.isatty():
+        return lambda done, total, what: None
+
+    def show_line(done: int, total: int, what: str) -> None:
+        end = "\n" if done == total else ""
+        sys.stderr.write(f"\r\x1b[K{done}/{total} {what:.60}{end}")
+        sys.stderr.flush()
+
+    return show_line
+
+
+def mirror(flags: dict[str, Any]) -> int:
+    """The verb. Raises GuestagentError."""
+    provider, action = flags.pop("provider"), flags.pop("action")
+    return Mirror(provider, flags).run(action)

@@ -1,0 +1,83 @@
+"""The table of providers: where each lives, what its extra brings, and the words of its sources and targets."""
+
+import re
+from importlib import import_module
+from typing import NamedTuple, cast
+
+from guestagent.errors import ConfigError, HostError
+from guestagent.mirror.spec import Spec
+from guestagent.mirror.survey import Provider
+
+
+class Row(NamedTuple):
+    """One provider. Its module has `connect(spec) -> Provider` and `policy(spec) -> str`."""
+
+    module: str
+    extra: str
+    sources: dict[str, str]
+    """What a source may look like, and the pattern of it."""
+    targets: dict[str, str]
+    most_packet_bytes: int
+    unsupported: tuple[str, ...] = ()
+    """Keys of the spec that mean nothing there."""
+
+
+_ID = r"[0-9a-f]{8,17}"
+
+PROVIDERS: dict[str, Row] = {
+    "aws": Row(
+        module="guestagent.mirror.aws",
+        extra="aws",
+        sources={
+            "i-ID": rf"i-{_ID}",
+            "eni-ID": rf"eni-{_ID}",
+            "subnet-ID": rf"subnet-{_ID}",
+            "tag:KEY=VALUE": r"tag:[^=]{1,128}=.{0,256}",
+            "self": "self",
+        },
+        targets={
+            "eni-ID": rf"eni-{_ID}",
+            "the ARN of a network load balancer": r"arn:aws[a-z-]*:elasticloadbalancing:[a-z0-9-]+:\d{12}:"
+            r"loadbalancer/net/[\w/-]+",
+            "vpce-ID of a gateway load balancer endpoint": rf"vpce-{_ID}",
+            "tmt-ID of a mirror target that exists": rf"tmt-{_ID}",
+        },
+        most_packet_bytes=8500,
+    ),
+}
+
+
+def check(provider: str, spec: Spec) -> None:
+    """Whether the spec speaks this provider's words. Raises ConfigError."""
+    row = PROVIDERS[provider]
+    for one in spec.source:
+        if not _fits(one, row.sources):
+            raise ConfigError(f"source: {one!r} is none that {provider} knows: write {', '.join(row.sources)}")
+    if spec.target and not _fits(spec.target, row.targets):
+        raise ConfigError(f"target: {spec.target!r} is none that {provider} knows: write {', '.join(row.targets)}")
+    if (spec.packet_length or 0) > row.most_packet_bytes:
+        raise ConfigError(f"packet_length: {spec.packet_length} is more than {provider}'s {row.most_packet_bytes}")
+    empty = Spec()
+    for key in row.unsupported:
+        if getattr(spec, key) != getattr(empty, key):
+            raise ConfigError(f"{key}: it means nothing to {provider}: leave it out")
+
+
+def _fits(text: str, forms: dict[str, str]) -> bool:
+    return any(re.fullmatch(pattern, text) for pattern in forms.values())
+
+
+def connect(provider: str, spec: Spec) -> Provider:
+    """The provider's own API, with the credentials of its own configuration. Raises HostError, RunError."""
+    row = PROVIDERS[provider]
+    try:
+        return cast(Provider, import_module(row.module).connect(spec))
+    except ModuleNotFoundError as error:
+        raise HostError(
+            f"mirror {provider} needs the module {error.name}: install it with pip install 'guestagent[{row.extra}]'"
+        ) from error
+
+
+def policy(provider: str, spec: Spec) -> str:
+    """The least that a role needs for all that `mirror` does there, as the provider takes it."""
+    return str(import_module(PROVIDERS[provider].module).policy(spec))

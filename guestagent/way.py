@@ -1,0 +1,44 @@
+"""The way by which copies leave, as `to` names it: directory, tunnel or collector; each loads its own room alone."""
+
+from contextlib import ExitStack
+
+from guestagent.config import RunConfig
+from guestagent.desk import Desk
+from guestagent.links.owner import Link
+from guestagent.loop import Loop
+
+
+def open_link(config: RunConfig, desk: Desk, loop: Loop, stack: ExitStack) -> Link:
+    """The link, which `stack` closes. Raises ConfigError for files of TLS that can't be used."""
+    first = config.to[0]
+    open_it = _directory if first.scheme == "dir" else _tunnels if first.is_tunnel else _collectors
+    link = open_it(config, desk, loop, stack)
+    stack.callback(link.close)
+    return link
+
+
+def _directory(config: RunConfig, desk: Desk, loop: Loop, stack: ExitStack) -> Link:
+    from guestagent.collector.embedded import EmbeddedCollector
+    from guestagent.links.local import LocalLink
+
+    path = config.to[0].path
+    embedded = EmbeddedCollector(path, config.rotate_bytes, config.rotate_seconds, config.retain_bytes)
+    stack.callback(embedded.close)
+    return LocalLink(path, embedded, desk, loop.now())
+
+
+def _tunnels(config: RunConfig, desk: Desk, loop: Loop, _: ExitStack) -> Link:
+    from guestagent.links.direct import DirectLink
+
+    mode = config.mode or "balance"
+    return DirectLink(config.to, desk, loop, mode=mode, oversize=config.oversize, keys=config.keys)
+
+
+def _collectors(config: RunConfig, desk: Desk, loop: Loop, _: ExitStack) -> Link:
+    from guestagent.links.collectors import ordered
+    from guestagent.links.keyring import credentials
+    from guestagent.links.stream import StreamLink
+
+    tls = credentials(config, config.to, server_side=False)
+    to = ordered(config.to, desk.agent_id) if config.mode == "spread" else config.to
+    return StreamLink(to, desk, loop, tls, allow_cleartext=config.allow_cleartext)

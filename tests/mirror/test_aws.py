@@ -1,0 +1,373 @@
+"""`guestagent mirror aws` with the real boto3 client against a server that botocore's own model drives."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guestagent.cli import VERBS, main
+from tests.mirror.ec2_fake import Fake, Lost, Refusal
+
+Run = Callable[..., tuple[int, Any, str]]
+TARGET = f"eni-{9:017x}"
+WEB = ("--name", "web", "--source", "tag:role=web", "--target", TARGET)
+NLB = "arn:aws:elasticloadbalancing:eu-central-1:123456789012:loadbalancer/net/sensors/0123456789abcdef"
+
+
+@pytest.fixture
+def web(ec2: Fake) -> Fake:
+    """Two web servers, one database and a sensor."""
+    for number in (1, 2):
+        ec2.add_instance(number, tags={"role": "web", "Name": f"web{number}"})
+    ec2.add_instance(3, tags={"role": "database"})
+    ec2.add_instance(9)
+    return ec2
+
+
+def stranger(fake: Fake, **more: Any) -> None:
+    """A mirror that somebody else made, whose tags are nearly ours."""
+    tags = [{"Key": "guestagent-mirror", "Value": "web"}]
+    fake.objects["filter"]["tmf-stranger"] = {
+        "TrafficMirrorFilterId": "tmf-stranger", "NetworkServices": [], "Tags": tags,
+    }  # fmt: skip
+    fake.objects["target"]["tmt-stranger"] = {
+        "TrafficMirrorTargetId": "tmt-stranger", "NetworkInterfaceId": TARGET, "Tags": tags,
+    }  # fmt: skip
+    fake.objects["session"]["tms-stranger"] = {
+        "TrafficMirrorSessionId": "tms-stranger",
+        "TrafficMirrorFilterId": "tmf-stranger",
+        "TrafficMirrorTargetId": "tmt-stranger",
+        "NetworkInterfaceId": f"eni-{1:017x}",
+        "SessionNumber": 1,
+        "Tags": tags,
+        **more,
+    }
+
+
+def test_create_converges_and_delete_removes_all(web: Fake, mirror_json: Run) -> None:
+    """Plan has changes, create makes them, a second create and plan do nothing, delete leaves nothing of ours."""
+    stranger(web)
+    before = {kind: dict(objects) for kind, objects in web.objects.items()}
+    assert mirror_json("plan", *WEB)[0] == 4
+    assert not web.writes()
+
+    code, made, _ = mirror_json("create", *WEB, "--filter", "tcp/443 local", "--dns", "--vni", "77")
+    assert (code, made["schema"], made["kind"]) == (0, "guestagent.mirror/1", "outcome")
+    ours = [one for one in web.objects["session"].values() if one["TrafficMirrorSessionId"] != "tms-stranger"]
+    assert {(one["NetworkInterfaceId"], one["SessionNumber"]) for one in ours} == {
+        (f"eni-{1:017x}", 2),  # the stranger has number 1
+        (f"eni-{2:017x}", 1),
+    }
+    assert {one["VirtualNetworkId"] for one in ours} == {77}
+    assert len(web.objects["filter_rule"]) == 4
+    assert sorted(one["NetworkServices"] for one in web.objects["filter"].values()) == [[], ["amazon-dns"]]
+
+    writes = len(web.writes())
+    assert mirror_json("create", *WEB, "--filter", "tcp/443 local", "--dns", "--vni", "77")[0] == 0
+    assert mirror_json("plan", *WEB, "--filter", "tcp/443 local", "--dns", "--vni", "77")[0] == 0
+    assert len(web.writes()) == writes
+
+    assert mirror_json("delete", "--name", "web", "--yes")[0] == 0
+    assert web.objects == before
+
+
+def test_a_changed_spec_changes_in_place(web: Fake, mirror_json: Run) -> None:
+    """Filter, length and sources follow the spec; what stays keeps its identifier; what goes is removed."""
+    mirror_json("create", *WEB, "--filter", "tcp/443", "--packet-length", "128")
+    sessions = set(web.objects["session"])
+
+    code, _, _ = mirror_json(
+        "create", "--name", "web", "--source", f"i-{1:017x}", "--target", TARGET, "--filter", "icmp"
+    )
+
+    assert code == 0
+    (session,) = web.objects["session"].values()
+    assert session["TrafficMirrorSessionId"] in sessions
+    assert "PacketLength" not in session
+    rules = [(one["Protocol"], one.get("SourcePortRange")) for one in web.objects["filter_rule"].values()]
+    assert sorted(rules) == [(1, None), (1, None), (58, None), (58, None)]
+
+
+def test_another_target_is_made_before_the_old_one_goes(web: Fake, mirror_json: Run) -> None:
+    """The sessions move over; none is made again, and the old target is gone."""
+    mirror_json("create", *WEB)
+    sessions = set(web.objects["session"])
+    web.listeners[NLB] = [("UDP", 4789)]
+
+    code, _, _ = mirror_json("create", "--name", "web", "--source", "tag:role=web", "--target", NLB)
+
+    assert code == 0
+    assert set(web.objects["session"]) == sessions
+    assert [one["Type"] for one in web.objects["target"].values()] == ["network-load-balancer"]
+
+
+WORDS = (*WEB, "--filter", "tcp/443 local", "--dns")
+STEPS = 9
+"""Writes of WORDS: the filter, its DNS, four rules, the target, two sessions."""
+
+
+def killed_after(fake: Fake, writes: int, words: tuple[str, ...]) -> None:
+    """Run the command as a user does, and SIGKILL it when so many writes were done and the last is not answered."""
+    process: list[subprocess.Popen[bytes]] = []
+    left = [writes]
+
+    def strike() -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(process[0].pid, signal.SIGKILL)
+
+    fake.after_write = strike
+    command = [sys.executable, "-m", "guestagent", "mirror", "aws", *words]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+        process.append(child)
+    fake.after_write = lambda: None
+    assert child.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("writes", range(1, STEPS + 1))
+def test_a_crash_after_each_write_is_repaired(web: Fake, mirror_json: Run, writes: int) -> None:
+    """SIGKILL after any write of create: the next run adopts what is there, and nothing is there twice."""
+    stranger(web)
+    killed_after(web, writes, ("create", *WORDS))
+
+    assert mirror_json("create", *WORDS)[0] == 0
+
+    assert mirror_json("plan", *WORDS)[0] == 0
+    assert {kind: len(objects) for kind, objects in web.objects.items()} == {
+        "filter": 2, "filter_rule": 4, "target": 2, "session": 3,
+    }  # fmt: skip
+
+
+def test_a_crash_is_repaired_though_lists_lag(web: Fake, mirror_json: Run) -> None:
+    """Killed after the first create, and EC2 does not list the filter yet: the same token brings back the same one."""
+    killed_after(web, 1, ("create", *WORDS))
+    web.hidden_calls = 1
+
+    assert mirror_json("create", *WORDS)[0] == 0
+    assert len(web.objects["filter"]) == 1
+
+
+@pytest.mark.parametrize("writes", [1, 3, 7])
+def test_a_crash_during_delete_is_repaired(web: Fake, mirror_json: Run, writes: int) -> None:
+    """SIGKILL midway through delete: the next delete removes the rest."""
+    mirror_json("create", *WORDS)
+    killed_after(web, writes, ("delete", "--name", "web", "--yes"))
+
+    assert mirror_json("delete", "--name", "web", "--yes")[0] == 0
+    assert not any(web.objects.values())
+
+
+def test_the_write_count_is_right(web: Fake, mirror_json: Run) -> None:
+    """The crash test covers every write that create does."""
+    mirror_json("create", *WORDS)
+
+    assert len(web.writes()) == STEPS
+
+
+def test_a_lost_answer_makes_nothing_twice(web: Fake, mirror_json: Run) -> None:
+    """The connection breaks after a create was done: botocore repeats it with our token."""
+    web.faults += [(action, Lost()) for action in ("CreateTrafficMirrorFilter", "CreateTrafficMirrorSession")]
+
+    assert mirror_json("create", *WEB)[0] == 0
+    assert (len(web.objects["filter"]), len(web.objects["session"])) == (1, 2)
+
+
+def test_throttling_and_late_news_are_waited_for(web: Fake, mirror_json: Run) -> None:
+    """Two throttled calls, a filter not known yet and lists that lag behind: create succeeds all the same."""
+    web.faults += [("CreateTrafficMirrorTarget", Refusal("RequestLimitExceeded", status=503))] * 2
+    web.faults.append(("CreateTrafficMirrorFilterRule", Refusal("InvalidTrafficMirrorFilterId.NotFound")))
+
+    def lag() -> None:
+        web.hidden_calls = 1
+
+    web.after_write = lag
+    assert mirror_json("create", *WEB)[0] == 0
+    assert len(web.objects["filter"]) == 1
+
+
+def test_a_mirror_may_be_made_again(web: Fake, mirror_json: Run) -> None:
+    """EC2 may answer a known token with what was deleted since; then another token is used."""
+    assert mirror_json("create", *WEB)[0] == 0
+    assert mirror_json("delete", "--name", "web", "--yes")[0] == 0
+
+    assert mirror_json("create", *WEB)[0] == 0
+    assert mirror_json("plan", *WEB)[0] == 0
+
+
+def test_a_stranger_is_taken_over_only_by_name(web: Fake, mirror_json: Run) -> None:
+    """--adopt marks the named session, keeps its number, and changes it; without it the stranger stays."""
+    stranger(web)
+
+    assert mirror_json("create", *WEB, "--adopt", "tms-stranger")[0] == 0
+
+    adopted = web.objects["session"]["tms-stranger"]
+    assert adopted["SessionNumber"] == 1
+    assert {one["Key"] for one in adopted["Tags"]} == {"guestagent-managed", "guestagent-mirror"}
+    assert len(web.objects["session"]) == 2
+    assert mirror_json("plan", *WEB)[0] == 0
+
+
+def test_dry_run_proves_permissions_and_writes_nothing(web: Fake, mirror_json: Run, mirror: Run) -> None:
+    """Every write is asked with DryRun; a permission that lacks is a sentence with its name."""
+    code, plan, _ = mirror_json("plan", *WORDS, "--dry-run")
+    assert (code, plan["verified"]) == (4, "permissions")
+    assert {step["proof"] for step in plan["steps"]} == {"proved"}
+    assert all(body["DryRun"] for action, body in web.calls if not action.startswith("Describe"))
+    assert not any(web.objects.values())
+
+    web.denied = {"CreateTrafficMirrorFilter"}
+    code, _, said = mirror("plan", *WORDS, "--dry-run")
+    assert code == 1
+    assert "lacks ec2:CreateTrafficMirrorFilter" in said
+
+
+def test_one_refused_source_does_not_stop_the_others(web: Fake, mirror: Run) -> None:
+    """EC2 has the last word on a type: that interface fails with a sentence, the others are mirrored."""
+    web.unsupported = {f"eni-{1:017x}"}
+
+    code, _, said = mirror("create", *WEB)
+
+    assert code == 1
+    assert "run the agent there" in said
+    assert [one["NetworkInterfaceId"] for one in web.objects["session"].values()] == [f"eni-{2:017x}"]
+
+
+@pytest.mark.parametrize(
+    "fault, sentence",
+    [
+        (Refusal("TrafficMirrorFilterLimitExceeded"), "10,000"),
+        (Refusal("UnauthorizedOperation", status=403), "lacks ec2:CreateTrafficMirrorFilter;"),
+        (Refusal("SomethingNew", "as never seen"), "SomethingNew: as never seen"),
+    ],
+)
+def test_an_error_of_the_api_is_a_sentence(web: Fake, mirror: Run, fault: Refusal, sentence: str) -> None:
+    """The permission or the limit is named, what depends on it is not tried, and the exit code is 1."""
+    web.faults.append(("CreateTrafficMirrorFilter", fault))
+
+    code, _, said = mirror("create", *WEB)
+
+    assert code == 1
+    assert sentence in said
+    assert "Traceback" not in said
+    assert not web.objects["session"]
+
+
+def test_delete_asks_for_yes_off_a_terminal(web: Fake, mirror: Run) -> None:
+    """It lists what it would remove, and exits 2 without --yes."""
+    mirror("create", *WEB)
+
+    code, listed, said = mirror("delete", "--name", "web")
+
+    assert code == 2
+    assert "--yes" in said
+    assert all(identifier in listed for objects in web.objects.values() for identifier in objects)
+    assert len(web.objects["session"]) == 2
+
+
+def test_a_selection_of_nothing_removes_nothing(web: Fake, mirror: Run) -> None:
+    """A tag that nothing bears any more is a mistake, not a wish to remove every session."""
+    mirror("create", *WEB)
+
+    assert mirror("create", "--name", "web", "--source", "tag:role=wbe", "--target", TARGET)[0] == 2
+    assert mirror("create", "--name", "web", "--source", f"i-{77:017x}", "--target", TARGET)[0] == 2
+    assert len(web.objects["session"]) == 2
+
+
+def test_status_tells_what_is_broken(web: Fake, mirror_json: Run) -> None:
+    """In order: 0. A load balancer without its listener, or a target that vanished: 1 and the reason."""
+    web.listeners[NLB] = [("TCP", 4789), ("UDP", 53)]
+    code, plan, _ = mirror_json("plan", "--name", "web", "--source", "tag:role=web", "--target", NLB)
+    assert any("no UDP listener" in text for text in plan["warnings"])
+    mirror_json("create", "--name", "web", "--source", "tag:role=web", "--target", NLB)
+
+    code, state, _ = mirror_json("status", "--name", "web")
+    assert (code, state["works"], state["sessions"]) == (1, False, 2)
+    assert "no UDP listener" in state["problems"][0]
+    web.listeners[NLB].append(("TCP_UDP", 4789))
+    assert mirror_json("status", "--name", "web")[0] == 0
+    del web.listeners[NLB]
+    assert "does not exist any more" in mirror_json("status", "--name", "web")[1]["problems"][0]
+    assert [one["name"] for one in mirror_json("list")[1]["mirrors"]] == ["web"]
+
+
+def test_a_spec_may_be_a_file(web: Fake, mirror_json: Run, mirror: Run, tmp_path: Path) -> None:
+    """mirror.toml has the flags' names as keys; a flag wins; an unknown key is an error with its name."""
+    file = tmp_path / "mirror.toml"
+    file.write_text(f'name = "web"\nsource = ["tag:role=web"]\ntarget = "{TARGET}"\nfilter = ["tcp/443", "not udp"]\n')
+    assert mirror_json("create", "-f", str(file), "--direction", "ingress")[0] == 0
+    assert {one["TrafficDirection"] for one in web.objects["filter_rule"].values()} == {"ingress"}
+
+    file.write_text("warp = 9\n")
+    code, _, said = mirror("plan", "-f", str(file))
+    assert code == 2
+    assert "warp" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("plan",),
+        ("create", "--name", "web", "--source", "tag:a=b"),
+        ("create", *WEB, "--filter", "tcp/80,tcp/443"),
+        ("create", *WEB[:-1], "eni-0123456789"),
+        ("plan", "--source", "self"),
+        ("status",),
+        ("delete", "--name", "Web"),
+        ("plan", *WEB, "--user-data", "ud.yaml"),
+    ],
+)
+def test_wrong_usage_is_exit_2(web: Fake, mirror: Run, words: tuple[str, ...], monkeypatch: Any) -> None:
+    """Nothing selected, no target, too many rules, no such target, `self` outside of EC2: one sentence, no write."""
+    monkeypatch.setattr("guestagent.mirror.metadata.own_cloud", lambda: None)
+
+    code, _, said = mirror(*words)
+
+    assert code == 2, said
+    assert said.startswith("guestagent: ")
+    assert not web.writes()
+
+
+def test_without_credentials_it_is_a_sentence(web: Fake, mirror: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No keys and no role: exit 3, what to do."""
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+
+    code, _, said = mirror("list")
+
+    assert code == 3
+    assert "aws configure" in said
+
+
+def test_without_the_extra_it_is_a_sentence(web: Fake, mirror: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No boto3: exit 3, and the command that installs it."""
+    monkeypatch.setitem(sys.modules, "boto3", None)
+
+    code, _, said = mirror("list")
+
+    assert code == 3
+    assert "pip install 'guestagent[aws]'" in said
+
+
+def test_the_manual_has_every_flag() -> None:
+    """Each flag of the verb stands in its man page."""
+    manual = (Path(__file__).parents[2] / "docs" / "man" / "guestagent-mirror.1.md").read_text()
+    flags = {name for option in VERBS["mirror"].options for name in option.names if name.startswith("--")}
+
+    assert len(flags) > 15
+    assert not {flag for flag in flags if f"**{flag}**" not in manual}
+
+
+@pytest.mark.aws_live
+def test_live_permissions(capsys: pytest.CaptureFixture[str]) -> None:
+    """With real credentials and GUESTAGENT_LIVE_SPEC naming a mirror.toml: DryRun of every write; nothing is made."""
+    spec = os.environ.get("GUESTAGENT_LIVE_SPEC")
+    if not spec:
+        pytest.skip("GUESTAGENT_LIVE_SPEC names no mirror.toml")
+    assert main(["mirror", "aws", "plan", "-f", spec, "--dry-run", "--json"]) in (0, 4)
+    assert json.loads(capsys.readouterr().out)["schema"] == "guestagent.mirror/1"

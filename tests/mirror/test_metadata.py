@@ -1,0 +1,128 @@
+"""Metadata from a real HTTP server on the real address in a namespace, with botocore's own client as second opinion."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from guestagent.errors import HostError
+from guestagent.lab.hosts import Host, Lab
+from tests.mirror.metadata_fake import AWS, AZURE, GCP, serve
+
+
+@pytest.fixture
+def vm() -> Iterator[Host]:
+    """A host with the link-local address."""
+    try:
+        lab = Lab()
+        host = lab.host("vm")
+    except HostError as error:
+        pytest.skip(str(error))
+    with lab:
+        host.run(["ip", "addr", "add", "169.254.169.254/32", "dev", "lo"])
+        host.run(["ip", "link", "set", "lo", "up"])
+        yield host
+
+
+def asked(host: Host, **environment: str) -> Any:
+    """What the child of the agent prints."""
+    command = [sys.executable, "-m", "guestagent.mirror.metadata"]
+    return json.loads(host.run(command, env={**os.environ, **environment}).stdout)
+
+
+EXPECTED = {
+    "aws": {
+        "provider": "aws",
+        "instance_id": "i-0123456789abcdef0",
+        "zone": "eu-central-1a",
+        "kind": "m5.large",
+        "tags": [["Name", "web1"], ["team/role", "front [31m"]],
+        "label": "aws i-0123456789abcdef0 eu-central-1a m5.large",
+    },
+    "gcp": {
+        "provider": "gcp",
+        "instance_id": str(GCP["id"]),
+        "zone": "europe-west3-b",
+        "kind": "e2-small",
+        "tags": [["web", ""]],
+        "label": f"gcp {GCP['id']} europe-west3-b e2-small",
+    },
+    "azure": {
+        "provider": "azure",
+        "instance_id": AZURE["compute"]["vmId"],
+        "zone": "westeurope-2",
+        "kind": "Standard_D2s_v5",
+        "tags": [["role", "web"]],
+        "label": f"azure {AZURE['compute']['vmId']} westeurope-2 Standard_D2s_v5",
+    },
+}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("cloud", EXPECTED)
+def test_each_cloud_is_told_apart(vm: Host, cloud: str) -> None:
+    """By its own protocol on its own address, whatever proxies the environment names; control characters are gone."""
+    vm.start(serve, cloud)
+    vm.wait_for_port(80)
+
+    assert asked(vm, http_proxy="http://127.0.0.1:9", HTTP_PROXY="http://127.0.0.1:9") == EXPECTED[cloud]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("server", ["nobody", "liar"])
+def test_outside_of_the_clouds_it_is_null(vm: Host, server: str) -> None:
+    """Nobody listens, or somebody who redirects and sends without end: no cloud, no error."""
+    if server == "liar":
+        vm.start(serve, server)
+        vm.wait_for_port(80)
+
+    assert asked(vm) is None
+
+
+@pytest.mark.root
+def test_botocore_reads_the_same_server(vm: Host) -> None:
+    """AWS's own client finds the region behind our fake's tokens, so the fake speaks IMDSv2."""
+    vm.start(serve, "aws")
+    vm.wait_for_port(80)
+    code = (
+        "from botocore.utils import InstanceMetadataRegionFetcher\n"
+        "print(InstanceMetadataRegionFetcher().retrieve_region())"
+    )
+
+    assert vm.run([sys.executable, "-c", code]).stdout.strip() == AWS["/latest/meta-data/placement/region"]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("is_on", [True, False])
+def test_the_hello_names_the_cloud(vm: Host, tmp_path: Any, is_on: bool) -> None:
+    """A run in a cloud says so in its captures; with `metadata = false` nobody asks."""
+    vm.start(serve, "aws")
+    vm.wait_for_port(80)
+    config = tmp_path / "guestagent.toml"
+    config.write_text(
+        f'interface = "lo"\nto = "dir:{tmp_path}/captures"\nduration = 0.5\nmetadata = {str(is_on).lower()}\n'
+    )
+    environment = {**os.environ, "RUNTIME_DIRECTORY": str(tmp_path / "run")}
+
+    vm.run([sys.executable, "-m", "guestagent", "run", "-c", str(config)], env=environment)
+
+    (file,) = (tmp_path / "captures").rglob("*.pcapng")
+    assert (EXPECTED["aws"]["label"].encode() in file.read_bytes()) is is_on
+
+
+@pytest.mark.root
+def test_the_question_ends_with_the_agent(vm: Host, tmp_path: Any) -> None:
+    """A metadata service that accepts and says nothing delays neither the first copy nor the end."""
+    silent = "import socket, time\ns = socket.create_server(('169.254.169.254', 80))\ntime.sleep(60)"
+    vm.popen([sys.executable, "-c", silent])
+    vm.wait_for_port(80)
+    words = ["run", "-i", "lo", "--to", f"dir:{tmp_path}/captures", "--duration", "0.2"]
+    environment = {**os.environ, "RUNTIME_DIRECTORY": str(tmp_path / "run")}
+
+    vm.run([sys.executable, "-m", "guestagent", *words], env=environment, timeout=15)
+
+    left = vm.run(["ps", "-eo", "args"]).stdout
+    assert "guestagent.mirror.metadata" not in left
