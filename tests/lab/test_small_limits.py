@@ -31,9 +31,9 @@ VERBS = {
     "check": ["check", "-i", "eth0", "--to", "dir:captures"],
 }
 
-# options of prlimit, words of the sentence; at 18 MB it is an import that fails, at 40 MB the start is refused
+# options of prlimit, words of the sentence; at 6 files and 18 MB it is an import that fails, else the start is refused
 REFUSED = {
-    "6 files": (["--nofile=6"], ["6 files", "LimitNOFILE"]),
+    "6 files": (["--nofile=6"], ["LimitNOFILE"]),
     "8 files": (["--nofile=8"], ["8 files", "LimitNOFILE"]),
     "16 files": (["--nofile=16"], ["16 files", "LimitNOFILE"]),
     "18 MB": ([f"--as={18 * MB}"], ["LimitAS"]),
