@@ -16,6 +16,8 @@ from guestagent.links.owner import Link
 
 RUNGS = {"heavy": Rung.HEAVY, "thin": Rung.THIN, "headers": Rung.HEADERS, "sample": Rung.SAMPLE, "pause": Rung.PAUSE}
 """Names of the config."""
+MOST_PEEKS = 3
+"""Into the blocks of one turn: a flow counts as heavy once two blocks show it, and in a flood there is little time."""
 MOST_LAG_MARKS = 256
 """Ticks whose last frame is remembered, 25 s of them."""
 
@@ -77,15 +79,18 @@ class Steering:
 
     def look(self, now: float) -> None:
         """Tell the governor of blocks that were retired since the last look."""
-        records = ring_bytes = 0
-        block = None
-        for _, block in self._tap.look():
-            records += block.records
-            ring_bytes += block.ring_bytes
-        if block is not None:
-            glances = self._peek(block, PEEK_RECORDS) if self.governor.wants_peek(now) else ()
-            self.governor.seen(now, records, ring_bytes, glances)
-            self.governor.ring_filled(self._tap.filled_fraction())
+        blocks = [block for _, block in self._tap.look()]
+        if not blocks:
+            return
+        is_wanted = self.governor.wants_peek(now)
+        step = -(-len(blocks) // MOST_PEEKS)
+        for at in range(0, len(blocks), step):
+            part = blocks[at : at + step]
+            records, ring_bytes = (
+                sum(column) for column in zip(*((b.records, b.ring_bytes) for b in part), strict=True)
+            )
+            self.governor.seen(now, records, ring_bytes, self._peek(part[-1], PEEK_RECORDS) if is_wanted else ())
+        self.governor.ring_filled(self._tap.filled_fraction())
 
     def tick(self, now: float, link: Link) -> bool:
         """Ask the governor, obey; whether something is kept otherwise than before."""
