@@ -53,7 +53,7 @@ def test_open_vswitch_reads_ours(rig: Rig, wired: tuple[Host, Host], kind: str, 
         for key in (KEY, WRONG_KEY)
     }
     watcher = peer.start(seen_frames, "out1", SEEN_SECONDS, MARK, most=len(FRAMES))
-    wait_for(lambda: peer.call(is_watched), "the watcher")
+    wait_for(lambda: peer.call(is_watched, "out1"), "the watcher")
     vm.call(inject, "eth0", FRAMES[:-1], FRAMES_PER_SECOND)
     for agent in agents.values():
         wait_for(lambda one=agent: one.status().get("delivered") == len(FRAMES) - 1, "all frames but the last")
