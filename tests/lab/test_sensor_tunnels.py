@@ -17,6 +17,7 @@ from scapy.layers.vxlan import VXLAN  # type: ignore[import-untyped]
 
 from guestagent.lab.hosts import Host
 from guestagent.lab.traffic import ping
+from tests.lab.ovs import OpenVSwitch, quiet_cable
 from tests.lab.rig import Process, Rig, wait_for
 from tests.lab.wire import inject_all, marked_frames
 
@@ -213,11 +214,11 @@ def all_there(collector: Process, count: int) -> dict[str, Any] | None:
 
 
 OVS_TUNNELS = {
-    "vxlan-10.9.0.2-77": ("vxlan", "options:key=77"),
-    "geneve-10.9.0.2-78": ("geneve", "options:key=78"),
-    "gre-10.9.0.2-79": ("gre", "options:key=79"),
-    "erspan-10.9.0.2-80": ("erspan", "options:key=80 options:erspan_ver=1 options:erspan_idx=1"),
-    "erspan-10.9.0.2-81": ("erspan", "options:key=81 options:erspan_ver=2 options:erspan_dir=1 options:erspan_hwid=1"),
+    "vxlan-10.9.0.2-77": ("vxlan", "key=77"),
+    "geneve-10.9.0.2-78": ("geneve", "key=78"),
+    "gre-10.9.0.2-79": ("gre", "key=79"),
+    "erspan-10.9.0.2-80": ("erspan", "key=80 erspan_ver=1 erspan_idx=1"),
+    "erspan-10.9.0.2-81": ("erspan", "key=81 erspan_ver=2 erspan_dir=1 erspan_hwid=1"),
 }
 
 
@@ -225,21 +226,12 @@ def test_open_vswitch_tunnels_are_read(rig: Rig, pair: tuple[Host, Host], tmp_pa
     """A bridge of Open vSwitch (user-space datapath) floods into a tunnel of each kind; ours reads them all."""
     vm, peer = pair
     collector = listen(rig, peer, "vxlan://10.9.0.1", "geneve://10.9.0.1", "gre://10.9.0.1", "erspan://10.9.0.1")
-    vsctl = start_open_vswitch(vm, tmp_path)
-    vm.run(["ip", "link", "add", "in0", "type", "veth", "peer", "name", "in1"])
-    for name in ("in0", "in1"):
-        vm.run(["ip", "link", "set", name, "addrgenmode", "none"])
-        vm.run(["ip", "link", "set", name, "up"])
-    words = "add-br br0 -- set bridge br0 datapath_type=netdev other-config:mac-aging-time=15 -- add-port br0 in1"
+    switch = OpenVSwitch(vm, tmp_path)
+    quiet_cable(vm, "in0", "in1")
+    switch.own_the_card("10.9.0.2/24")
+    switch.add_bridge("br0", "in1")
     for number, (kind, options) in enumerate(OVS_TUNNELS.values()):
-        port = f"t{number}"
-        words += f" -- add-port br0 {port} -- set interface {port} type={kind} options:remote_ip=10.9.0.1 {options}"
-    # The underlay of a user-space tunnel is a bridge, too, which takes the address of its card.
-    vm.run([*vsctl, *"add-br br-phy -- set bridge br-phy datapath_type=netdev -- add-port br-phy eth0".split()])
-    vm.run(["ip", "address", "flush", "dev", "eth0"])
-    vm.run(["ip", "address", "add", "10.9.0.2/24", "dev", "br-phy"])
-    vm.run(["ip", "link", "set", "br-phy", "up"])
-    vm.run([*vsctl, *words.split()])
+        switch.add_tunnel("br0", f"t{number}", kind, "10.9.0.1", options)
     vm.call(ping, "10.9.0.1", 1)
     wait_for(lambda: seen_all(vm, collector), "Open vSwitch to send into every tunnel")
     vm.call(inject_all, "in0", FEW)
@@ -255,23 +247,3 @@ def seen_all(vm: Host, collector: Process) -> bool:
     """Send one frame more; have all tunnels brought something?"""
     vm.call(inject_all, "in0", FRAMES[-1:])
     return set(OVS_TUNNELS) <= set(collector.status()["agents"])
-
-
-def start_open_vswitch(host: Host, place: Path) -> list[str]:
-    """Database and switch in the foreground, children of the host; the beginning of an ovs-vsctl command."""
-    environment = {
-        **os.environ,
-        **dict.fromkeys(("OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR", "OVS_SYSCONFDIR"), str(place)),
-    }
-    database = f"unix:{place}/db.sock"
-    host.run(["ovsdb-tool", "create", f"{place}/conf.db", "/usr/share/openvswitch/vswitch.ovsschema"])
-    log = (place / "ovs.log").open("wb")
-    with log:
-        options = {"env": environment, "stdout": log, "stderr": log}
-        server = ["ovsdb-server", f"{place}/conf.db", f"--remote=p{database}", f"--unixctl={place}/ovsdb.ctl"]
-        host.popen(server, **options)
-        wait_for((place / "db.sock").exists, "ovsdb-server")
-        vsctl = ["ovs-vsctl", f"--db={database}", "--timeout=10"]
-        host.run([*vsctl, "--no-wait", "init"])
-        host.popen(["ovs-vswitchd", database, f"--unixctl={place}/vswitch.ctl"], **options)
-    return vsctl

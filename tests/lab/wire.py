@@ -65,9 +65,10 @@ def tshark(path: Path, *options: str) -> list[str]:
     return subprocess.run(command, capture_output=True, check=True, text=True, timeout=60).stdout.splitlines()
 
 
-def is_watched() -> bool:
-    """Does a packet socket listen on this host?"""
-    return len(Path("/proc/net/packet").read_text(encoding="ascii").splitlines()) > 1
+def is_watched(ifname: str = "") -> bool:
+    """Does a packet socket listen on this host, or on this interface of it?"""
+    sockets = [line.split() for line in Path("/proc/net/packet").read_text(encoding="ascii").splitlines()[1:]]
+    return any(not ifname or int(fields[4]) == socket.if_nametoindex(ifname) for fields in sockets)
 
 
 def snmp(kind: str) -> dict[str, int]:
