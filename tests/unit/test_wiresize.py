@@ -51,7 +51,7 @@ def encoded(records: bytes, count: int, layout: str = LAYOUT_VIRTIO) -> tuple[by
 @pytest.mark.parametrize("size", [1, 1440, 1461, SUPER_BYTES, 60_000])
 @pytest.mark.parametrize("kind", [0, 4])
 def test_super_packets_are_written_as_frames(version: int, size: int, kind: int) -> None:
-    """Each fits the MTU, has the sums that scapy computes, the record's time and direction, its own length, the stream."""
+    """Each fits the MTU, has scapy's sums, the record's time and direction, its own length; all make the stream."""
     data, packets, stale, encoder = encoded(*super_packet(version, size, packet_type=kind))
     rows = list(reader.packets(file_of(data)))
     written = [bytes(row[-1]) for row in rows]
@@ -167,7 +167,7 @@ def serve_all(sink: Sink | Any, agent: Agent) -> Registry:
 
 @pytest.mark.parametrize("wire_size", [False, True])
 def test_the_report_counts_records_and_frames(tmp_path: Path, wire_size: bool) -> None:
-    """`received` counts records; `written` frames: with the option more of them, without it one for each that is sound."""
+    """`received` counts records, `written` frames: more of them with the option, one for each sound record without."""
     registry = serve_all(DirectorySink(tmp_path, Rotation(), wire_size=wire_size), Agent(agent_hello(), script()))
     registry.close()
     counts = registry.report()["agents"]["vm-1"]
@@ -185,5 +185,6 @@ def test_standard_output_has_them_too() -> None:
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     serve_all(standard_output(write_end, wire_size=True), Agent(agent_hello(), script())).close()
+    os.close(write_end)
     with os.fdopen(read_end, "rb") as pipe:
         assert FRAMES_IN_SCRIPT == len(list(reader.packets(pipe.read())))
