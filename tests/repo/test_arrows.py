@@ -76,7 +76,6 @@ PURE = (
     "collector/foreign.py",
     "collector/summary.py",
     "collector/sinks/pcapng.py",
-    "collector/sinks/wiresize.py",
     "mirror/spec.py",
     "mirror/plan.py",
 )

@@ -1,4 +1,4 @@
-"""Packet blocks of frames as the wire carried them, for `--wire-size`: super-packets cut before they are written. Pure.
+"""Packet blocks of frames as the wire carried them, for `--wire-size`: super-packets cut before they are written.
 
 What GRO merged at the receiver is reconstructed (encap.segment). All frames of a record have its time.
 """
