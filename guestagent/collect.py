@@ -61,7 +61,7 @@ class Collector:
         rotation = Rotation(config.rotate_bytes, config.rotate_seconds, config.retain_bytes)
         tls = credentials(config, config.listen, server_side=True)
         self._check_exposure()
-        sink = open_sink(config.write, rotation, fsync=config.fsync, stdout=_private_stdout)
+        sink = open_sink(config.write, rotation, fsync=config.fsync, wire_size=config.wire_size, stdout=_private_stdout)
         self._outlets = _open_outlets(config, self._loop)
         collector_id = config.collector_id or identity.agent_id()
         registry = Registry(sink, collector_id, __version__, self._outlets)

@@ -86,6 +86,8 @@ class RunConfig:
     rotate_bytes: int = 256 << 20
     rotate_seconds: float = 0.0
     retain_bytes: int = 0
+    wire_size: bool = False
+    """With `dir:`, as in CollectConfig."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,8 @@ class CollectConfig:
     rotate_bytes: int = 256 << 20
     rotate_seconds: float = 0.0
     retain_bytes: int = 0
+    wire_size: bool = False
+    """Write super-packets as the frames that were on the wire; TAP device and relay always do."""
     fsync: bool = False
     """Acknowledge after fdatasync, so that a power loss takes nothing that was acknowledged."""
     duration: float = 0.0
@@ -132,6 +136,7 @@ _COMMON: dict[str, Callable[[Any, str], Any]] = {
     "rotate_bytes": values.size,
     "rotate_seconds": values.seconds,
     "retain_bytes": values.size,
+    "wire_size": values.switch,
     "duration": values.seconds,
     "report": values.text,
     "metrics": values.metrics_address,

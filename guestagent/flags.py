@@ -70,6 +70,7 @@ COLLECT_OPTIONS = (
         help="tls://HOST:4795, tcp://HOST:4795, or vxlan:// geneve:// gre:// erspan://HOST",
     ),
     option("--write", metavar="PATH|-", help="directory, NAME.pcapng, or - for standard output; default: captures"),
+    option("--wire-size", **SWITCH, help="write super-packets cut to the frames that were on the wire"),
     option("--tap", metavar="NAME", help="TAP device with every frame; tap-%%a: one for each agent"),
     option(
         "--relay", action="append", metavar="URL", help="sensor that gets every frame, vxlan://HOST?vni=N and so on"

@@ -22,7 +22,8 @@ def _directory(config: RunConfig, desk: Desk, loop: Loop, stack: ExitStack) -> L
     from guestagent.links.local import LocalLink
 
     path = config.to[0].path
-    embedded = EmbeddedCollector(path, config.rotate_bytes, config.rotate_seconds, config.retain_bytes)
+    rotation = config.rotate_bytes, config.rotate_seconds, config.retain_bytes
+    embedded = EmbeddedCollector(path, *rotation, wire_size=config.wire_size)
     stack.callback(embedded.close)
     return LocalLink(path, embedded, desk, loop.now())
 

@@ -12,9 +12,11 @@ from guestagent.tapstream.hello import AgentHello, CollectorHello
 class EmbeddedCollector:
     """One run into one directory."""
 
-    def __init__(self, path: str, rotate_bytes: int, rotate_seconds: float, retain_bytes: int) -> None:
+    def __init__(
+        self, path: str, rotate_bytes: int, rotate_seconds: float, retain_bytes: int, *, wire_size: bool = False
+    ) -> None:
         rotation = Rotation(rotate_bytes, rotate_seconds, retain_bytes)
-        self._registry = Registry(DirectorySink(Path(path), rotation), "embedded", __version__)
+        self._registry = Registry(DirectorySink(Path(path), rotation, wire_size=wire_size), "embedded", __version__)
         self._run: Run | None = None
 
     def open(self, hello: AgentHello) -> tuple[Run, CollectorHello]:

@@ -32,6 +32,9 @@ _SUMMED: dict[str, Callable[[Run], int]] = {
     "unsupported_gso": lambda run: sum(run.place.unsupported_gso.values()),
     "checksums_completed": lambda run: run.track.checksums[0],
     "checksums_left": lambda run: run.track.checksums[1],
+    "segments": lambda run: run.track.segmenter.segments,
+    "unverifiable": lambda run: run.track.segmenter.unverifiable,
+    "not_understood": lambda run: run.track.segmenter.not_understood,
 }
 """What the report sums over an agent's runs."""
 

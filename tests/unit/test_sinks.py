@@ -310,7 +310,7 @@ def test_a_place_that_can_not_be_is_one_sentence(tmp_path: Path, write: str) -> 
     """A path below a file is refused at start, with what to do."""
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"choose another --write$"):
-        open_sink(write.format(tmp_path), Rotation(), fsync=False, stdout=lambda: 1)
+        open_sink(write.format(tmp_path), Rotation(), fsync=False, wire_size=False, stdout=lambda: 1)
 
 
 def test_standard_output_is_one_stream() -> None:

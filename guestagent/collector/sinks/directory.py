@@ -32,8 +32,9 @@ class Rotation:
 class DirectorySink:
     """PATH/AGENT/START-N.pcapng: a file per agent and run, complete under its final name from the first byte."""
 
-    def __init__(self, root: Path, rotation: Rotation, *, fsync: bool = False) -> None:
-        self._root, self._rotation, self._fsync = root, _within_limit(rotation, largest_file_bytes()), fsync
+    def __init__(self, root: Path, rotation: Rotation, *, fsync: bool = False, wire_size: bool = False) -> None:
+        self._root, self._rotation = root, _within_limit(rotation, largest_file_bytes())
+        self._fsync, self._wire_size = fsync, wire_size
         make_directory(root)
         self._lock = lock(root / ".guestagent.lock")
         self._tracks: list[_FileTrack] = []
@@ -63,7 +64,8 @@ class DirectorySink:
         path, found = self._left.pop(run_id, (None, None))
         if path is not None and not (path.parent == folder and path.exists()):
             path = found = None  # retention took it, or it is another agent's
-        track = _FileTrack(hello, _Pages(folder, hello.started_ns, self._rotation, self._fsync), path, found)
+        pages = _Pages(folder, hello.started_ns, self._rotation, self._fsync)
+        track = _FileTrack(hello, pages, path, found, wire_size=self._wire_size)
         self._tracks = [one for one in self._tracks if not one.closed] + [track]
         return track, resume_of(found.runs[run_id] if found else None)
 
@@ -135,16 +137,17 @@ class _FileTrack(Track):
     """A track with files of its own."""
 
     def __init__(
-        self, hello: AgentHello, pages: _Pages, path: Path | None = None, found: reader.Recovered | None = None
+        self, hello: AgentHello, pages: _Pages, path: Path | None, found: reader.Recovered | None, *, wire_size: bool
     ) -> None:
         self._pages = pages
         self.closed = False
         self._opened_at: float | None = None
         if path is None or found is None:
-            super().__init__(hello, self._begin(hello), Described())
+            super().__init__(hello, self._begin(hello), Described(), wire_size=wire_size)
         else:
             output = pages.reopen(path, found.whole_bytes)
-            super().__init__(hello, output, Described(found.described), found.runs[bytes.fromhex(hello.run_id)])
+            place = found.runs[bytes.fromhex(hello.run_id)]
+            super().__init__(hello, output, Described(found.described), place, wire_size=wire_size)
 
     def _begin(self, hello: AgentHello) -> Output:
         output = self._pages.next()

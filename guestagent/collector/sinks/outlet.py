@@ -4,7 +4,7 @@ An outlet never holds a run up. What it can't pass on at once it counts.
 """
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from guestagent.capture.block import (
     LAYOUT_VIRTIO,
@@ -15,9 +15,11 @@ from guestagent.capture.block import (
     walk,
 )
 from guestagent.encap.segment import NO_OFFLOAD
-from guestagent.links.way import Record
 from guestagent.model import Interface
 from guestagent.tapstream.hello import AgentHello
+
+if TYPE_CHECKING:
+    from guestagent.links.way import Record
 
 _TPID_8021Q = 0x8100
 
@@ -54,7 +56,7 @@ class Outlet(Protocol):
         """Give back what is held."""
 
 
-def unpack(records: memoryview, count: int, layout: str) -> Iterator[tuple[Record, bool]]:
+def unpack(records: memoryview, count: int, layout: str) -> Iterator[tuple["Record", bool]]:
     """Each record of a run that is not stale as encap wants it, and whether it was outgoing."""
     has_virtio = layout == LAYOUT_VIRTIO
     for record in walk(records, count):

@@ -29,6 +29,7 @@ from guestagent.capture.block import (
     walk,
 )
 from guestagent.encap.checksum import internet_checksum
+from guestagent.encap.segment_cut import WireFrame
 from guestagent.model import Interface
 
 SECTION, INTERFACE, STATISTICS, PACKET, OURS = 0x0A0D0D0A, 1, 5, 6, 0x80006761
@@ -146,6 +147,17 @@ def commented(packets: bytes, comment: str) -> bytes:
     longer = total + len(option)
     first = BLOCK_HEAD.pack(kind, longer) + packets[BLOCK_HEAD.size : end] + option
     return first + _option(OPTION_END, b"") + _LENGTH.pack(longer) + packets[total:]
+
+
+def packet_block(index: int, time_ns: int, kind: int, frame: WireFrame) -> tuple[bytes | memoryview, ...]:
+    """The pieces of one packet block around a frame of encap; `kind` is the packet type of sockaddr_ll."""
+    head, payload, original_bytes = frame
+    captured = len(head) + len(payload)
+    pad = -captured & 3
+    total = _PACKET_FIXED_BYTES + captured + pad
+    original = min(original_bytes, _MOST_LENGTH)
+    fields = _PACKET_HEAD.pack(PACKET, total, index, time_ns >> 32, time_ns & 0xFFFFFFFF, captured, original)
+    return fields, head, payload, _TAILS[kind][pad], _LENGTH.pack(total)
 
 
 class PacketEncoder:

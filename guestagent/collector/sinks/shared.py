@@ -16,8 +16,10 @@ from guestagent.tapstream.hello import AgentHello
 class SharedSink:
     """Every run into one output."""
 
-    def __init__(self, output: Output, found: reader.Recovered | None = None, hold: int = -1) -> None:
-        self._output = output
+    def __init__(
+        self, output: Output, found: reader.Recovered | None = None, hold: int = -1, *, wire_size: bool = False
+    ) -> None:
+        self._output, self._wire_size = output, wire_size
         self._hold = hold
         """The lock of the file, -1 where there is none."""
         self._runs = found.runs if found else {}
@@ -28,7 +30,8 @@ class SharedSink:
     def open_run(self, hello: AgentHello) -> tuple[Track, Resume | None]:
         """A track for a run, and how far it came in an earlier process."""
         place = self._runs.pop(bytes.fromhex(hello.run_id), None)
-        return Track(hello, self._output, self._described, place), resume_of(place)
+        track = Track(hello, self._output, self._described, place, wire_size=self._wire_size)
+        return track, resume_of(place)
 
     def blocked_by(self) -> str:
         """Why nothing can be written, empty where it can."""
@@ -41,12 +44,12 @@ class SharedSink:
             os.close(self._hold)
 
 
-def standard_output(descriptor: int) -> SharedSink:
+def standard_output(descriptor: int, *, wire_size: bool = False) -> SharedSink:
     """The sink behind `--write -`."""
-    return SharedSink(Output(descriptor, size=0, is_file=False))
+    return SharedSink(Output(descriptor, size=0, is_file=False), wire_size=wire_size)
 
 
-def single_file(path: Path, *, fsync: bool = False) -> SharedSink:
+def single_file(path: Path, *, fsync: bool = False, wire_size: bool = False) -> SharedSink:
     """The sink behind `--write NAME.pcapng`; goes on in a file of our own. Raises ConfigError for a foreign one."""
     make_directory(path.parent)
     hold = lock(path)
@@ -55,17 +58,17 @@ def single_file(path: Path, *, fsync: bool = False) -> SharedSink:
         os.close(hold)
         raise ConfigError(f"{path} exists and is no capture of guestagent: choose another --write")
     output = open_file(path, exclusive=False, fsync=fsync, whole_bytes=found.whole_bytes)
-    return SharedSink(output, found, hold)
+    return SharedSink(output, found, hold, wire_size=wire_size)
 
 
 def open_sink(
-    write: str, rotation: Rotation, *, fsync: bool, stdout: Callable[[], int]
+    write: str, rotation: Rotation, *, fsync: bool, wire_size: bool, stdout: Callable[[], int]
 ) -> SharedSink | DirectorySink | NothingSink:
     """The sink that `--write` names; none where it is empty."""
     if not write:
         return NothingSink()
     if write == "-":
-        return standard_output(stdout())
+        return standard_output(stdout(), wire_size=wire_size)
     if write.endswith(".pcapng"):
-        return single_file(Path(write), fsync=fsync)
-    return DirectorySink(Path(write), rotation, fsync=fsync)
+        return single_file(Path(write), fsync=fsync, wire_size=wire_size)
+    return DirectorySink(Path(write), rotation, fsync=fsync, wire_size=wire_size)

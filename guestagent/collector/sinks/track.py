@@ -14,6 +14,8 @@ from guestagent import __version__
 from guestagent.capture.block import LAYOUT_VIRTIO
 from guestagent.collector.sinks import pcapng, reader
 from guestagent.collector.sinks.output import Output
+from guestagent.collector.sinks.wiresize import WireSizeEncoder
+from guestagent.encap.segment import Segmenter
 from guestagent.model import Interface
 from guestagent.tapstream.hello import AgentHello
 
@@ -40,7 +42,13 @@ class Track:
     """One run's way into an output. Frames come in sequence; each is followed by its mark."""
 
     def __init__(
-        self, hello: AgentHello, output: Output, described: Described, place: reader.RunPlace | None = None
+        self,
+        hello: AgentHello,
+        output: Output,
+        described: Described,
+        place: reader.RunPlace | None = None,
+        *,
+        wire_size: bool = False,
     ) -> None:
         self.hello = hello
         self.run_id = bytes.fromhex(hello.run_id)
@@ -49,7 +57,13 @@ class Track:
         self._facts: dict[int, Interface] = {}
         self._indexes = dict(place.indexes) if place else {}
         self._written = dict(place.written) if place else {}
-        self._encoder = pcapng.PacketEncoder(has_virtio=hello.layout == LAYOUT_VIRTIO)
+        self.segmenter = Segmenter()
+        """It counts nothing unless frames are cut to wire size."""
+        self._encoder: pcapng.PacketEncoder | WireSizeEncoder
+        if wire_size:
+            self._encoder = WireSizeEncoder(hello.layout, self.segmenter)
+        else:
+            self._encoder = pcapng.PacketEncoder(has_virtio=hello.layout == LAYOUT_VIRTIO)
         self._last_report: dict[str, Any] = {}
         self._remark = ""
         """What limits the copy, for readers that know nothing of ours; empty while nothing does."""
