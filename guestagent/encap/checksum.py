@@ -30,8 +30,23 @@ def residue(covered: bytes | memoryview) -> int:
     return int.from_bytes(covered, "little") % MODULUS << _SWAP
 
 
+TCP_CHECKSUM_OFFSET, SCTP_CHECKSUM_OFFSET = 16, 8
+"""RFC 9293, section 3.1. SCTP's is a CRC32c (RFC 9260, appendix A), which the kernel leaves to the card in the same
+way; nothing else stands at that offset."""
+
+
+def unfinished_checksum(covered: bytes | memoryview, csum_offset: int) -> int:
+    """What belongs at an offset of the transport header, whose checksum field holds the sum of the pseudo header.
+
+    A sum of zero is sent as ones, as skb_checksum_help does, for zero means none in UDP (RFC 768). Not so in TCP: there
+    the two are equal on the wire (RFC 1624), cards send zero, and tshark calls ones bad.
+    """
+    checksum = internet_checksum(covered)
+    return 0 if csum_offset == TCP_CHECKSUM_OFFSET and checksum == MODULUS else checksum
+
+
 def internet_checksum(covered: bytes | memoryview) -> int:
-    """The complemented ones' complement sum of 16-bit words; 0 becomes 0xffff as in skb_checksum_help."""
+    """The complemented ones' complement sum of 16-bit words; 0 becomes 0xffff."""
     size = len(covered)
     if size <= _FRAME_BYTES:
         total = int.from_bytes(covered, "little")

@@ -10,7 +10,7 @@ What is not understood stays as it is, whole, and is counted: nothing is dropped
 from struct import Struct
 from typing import NamedTuple
 
-from guestagent.encap.checksum import internet_checksum
+from guestagent.encap.checksum import SCTP_CHECKSUM_OFFSET, unfinished_checksum
 from guestagent.encap.inner import TCP, UDP, Layers, locate
 from guestagent.encap.segment_cut import Cut, WireFrame, cut
 
@@ -35,8 +35,6 @@ class _Kind(NamedTuple):
 
 _KINDS = {1: _Kind(TCP, (4,)), 4: _Kind(TCP, (6,)), 5: _Kind(UDP, (4, 6))}
 """VIRTIO_NET_HDR_GSO_TCPV4, _TCPV6, _UDP_L4. Not 3, UFO: these are fragments, and the kernel does not tell of them."""
-_SCTP_CSUM_OFFSET = 8
-"""Of its CRC32c (RFC 9260, appendix A), which the kernel leaves to the card in the same way; no other stands here."""
 
 _DATA_OFFSET_AT, _FLAGS_AT = 12, 13
 _ONCE_ONLY = 0x26
@@ -97,7 +95,7 @@ class Segmenter:
         ):
             return found
         elif flags & _NEEDS_CSUM and (place := self._place(frame, csum_start, csum_offset, original_bytes)):
-            check = internet_checksum(frame[csum_start:]).to_bytes(2, "big")
+            check = unfinished_checksum(frame[csum_start:], csum_offset).to_bytes(2, "big")
             head = b"".join((frame[:_MAC_ADDRESSES_BYTES], tag_bytes, frame[_MAC_ADDRESSES_BYTES:place], check))
             return [(head, frame[place + 2 :], original_bytes + len(tag_bytes))]
         if not tag_bytes:
@@ -156,7 +154,7 @@ class Segmenter:
         place = csum_start + csum_offset
         if len(frame) < original_bytes:
             self.unverifiable += 1
-        elif csum_offset == _SCTP_CSUM_OFFSET or place + 2 > len(frame) or place < _MAC_ADDRESSES_BYTES:
+        elif csum_offset == SCTP_CHECKSUM_OFFSET or place + 2 > len(frame) or place < _MAC_ADDRESSES_BYTES:
             self.not_understood += 1
         else:
             self.completed += 1

@@ -15,7 +15,7 @@ PEER, VM = "10.9.0.3", "10.9.0.2"
 SECONDS = 7.0
 ELEPHANT_AFTER_SECONDS, ELEPHANT_SECONDS = 1.0, 4
 FLAGS = ("--cpu", "5", "--yield", "off", "--ring", "128MiB")
-"""An elephant of 17 Gbit/s fills the default ring in 30 ms, which is as long as it takes to know it on a busy machine."""
+"""An elephant of 17 Gbit/s fills the default ring in 30 ms, as long as it takes to know it on a busy machine."""
 ELEPHANT_PORT = 5201
 """iperf3's."""
 FIN, SYN = 0x01, 0x02

@@ -8,7 +8,7 @@ from scapy.layers.inet6 import IPv6, in6_chksum
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
-from guestagent.encap.checksum import internet_checksum
+from guestagent.encap.checksum import internet_checksum, unfinished_checksum
 
 NETWORKS = {4: IP(src="10.0.0.1", dst="10.0.0.9"), 6: IPv6(src="fd00::1", dst="fd00::9")}
 TRANSPORTS = {"tcp": (TCP(sport=40000, dport=443, seq=7), 16), "udp": (UDP(sport=40000, dport=53), 6)}
@@ -66,3 +66,10 @@ def test_it_is_the_complement_of_the_sum(data: bytes) -> None:
     """What is told is RFC 1071's complement of the sum, and zero is told as 0xffff."""
     assert (~ones_complement_sum(data) & 0xFFFF or 0xFFFF) == internet_checksum(data)
     assert internet_checksum(data) == internet_checksum(memoryview(data))
+
+
+@pytest.mark.parametrize("csum_offset, told", [(16, 0x0000), (6, 0xFFFF), (2, 0xFFFF)], ids=["TCP", "UDP", "ICMPv6"])
+def test_a_sum_of_zero_is_told_as_its_protocol_has_it(csum_offset: int, told: int) -> None:
+    """Ones in UDP, where zero means that there is none; zero in TCP, as cards send and tshark expects it."""
+    assert told == unfinished_checksum(b"\xff\xfe\x00\x01", csum_offset)
+    assert 0xFFFD == unfinished_checksum(b"\x00\x02", csum_offset)

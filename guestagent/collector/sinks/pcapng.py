@@ -28,7 +28,7 @@ from guestagent.capture.block import (
     VIRTIO_NEEDS_CSUM,
     walk,
 )
-from guestagent.encap.checksum import internet_checksum
+from guestagent.encap.checksum import SCTP_CHECKSUM_OFFSET, unfinished_checksum
 from guestagent.encap.segment_cut import WireFrame
 from guestagent.model import Interface
 
@@ -208,8 +208,8 @@ class PacketEncoder:
                 csum_start, csum_offset = VIRTIO_CSUM.unpack_from(records, start - VIRTIO_CSUM.size)
                 covered = start + csum_start
                 place = covered + csum_offset
-                if place + 2 <= stop:
-                    checksum = internet_checksum(records[covered:stop]).to_bytes(2, "big")
+                if place + 2 <= stop and csum_offset != SCTP_CHECKSUM_OFFSET:
+                    checksum = unfinished_checksum(records[covered:stop], csum_offset).to_bytes(2, "big")
                     pieces[:] = [records[start:place], checksum, records[place + 2 : stop]]
                     done = True
             self.checksums_completed += done
