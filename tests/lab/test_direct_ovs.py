@@ -47,7 +47,7 @@ def test_open_vswitch_reads_ours(rig: Rig, wired: tuple[Host, Host], kind: str, 
     switch.own_the_card("10.9.0.1/24", "fd00:9::1/64")
     switch.add_bridge("br0", "out0")
     switch.add_tunnel("br0", "tunnel", kind, sender, f"key={KEY} {options}")
-    vm.call(ping, to.strip("[]"), 1)
+    wait_for(lambda: vm.call(ping, to.strip("[]"), 1), "Open vSwitch to answer")
     agents = {
         key: rig.agent(vm, "--filter", f"ether src {MARK.hex(':')}", to=url.format(to, key), name=f"key-{key}")
         for key in (KEY, WRONG_KEY)
