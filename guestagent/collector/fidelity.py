@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from guestagent.tapstream.frames import printable
+
 MOST_INTERVALS = 100
 """The latest are kept of each run; `dropped` counts the others."""
 MOST_REASON_LENGTH = 300
@@ -53,7 +55,7 @@ class Fidelity:
             return ""
         self._remarked = kept
         reason = limits.get("reason")
-        because = f"; {printable(reason)}" if isinstance(reason, str) and kept != _FULL else ""
+        because = f"; {printable(reason[:MOST_REASON_LENGTH])}" if isinstance(reason, str) and kept != _FULL else ""
         return f"guestagent: since {utc(_time_ns(limits.get('applied_ns')) or now_ns)} {kept}{because}"
 
     def ended(self, now_ns: int) -> None:
@@ -73,7 +75,7 @@ def _row(limits: Mapping[str, Any], now_ns: int) -> dict[str, Any]:
         "heavy_fraction": _fraction(limits.get("heavy_fraction")),
         "sample": _fraction(limits.get("sample")),
         "paused": limits.get("paused") is True,
-        "reason": printable(reason) if isinstance(reason, str) else "",
+        "reason": printable(reason[:MOST_REASON_LENGTH]) if isinstance(reason, str) else "",
     }
 
 
@@ -96,12 +98,6 @@ def _worse(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         "sample": min(one["sample"], other["sample"]),
         "paused": one["paused"] or other["paused"],
     }
-
-
-def printable(text: str) -> str:
-    """Short, and without control characters."""
-    short = text[:MOST_REASON_LENGTH]
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in short)
 
 
 def utc(time_ns: int) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from guestagent.errors import GuestagentError, HostError
 from tests.bench import collector, report, rounds, start, writers
-from tests.bench.clocks import BusyClock
+from tests.bench.clocks import busy_share
 from tests.bench.taps import TAPS
 
 PARTS = ("taps", "start", "collector", "writers")
@@ -36,7 +36,7 @@ def main() -> int:
     number, seconds = flags.rounds or number, flags.seconds or seconds
     is_short = flags.quick or flags.gate
     command = shlex.join(["python", "-m", "tests.bench", *sys.argv[1:]])
-    results = report.Results(command, number, seconds, _busy_share())
+    results = report.Results(command, number, seconds, busy_share())
     if "taps" in flags.only:
         taps, offloads = (GATED_TAPS if flags.gate else list(TAPS)), ([True] if is_short else [True, False])
         results.cells, results.missing = rounds.measure(number, seconds, taps, offloads, _say)
@@ -68,12 +68,6 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--out", type=Path, help="directory for RESULTS.md, cells.csv, taps.png; default: docs/bench")
     return parser.parse_args()
-
-
-def _busy_share() -> float:
-    clock, began = BusyClock(), time.monotonic()
-    time.sleep(2.0)
-    return clock.seconds() / (time.monotonic() - began) / (os.cpu_count() or 1)
 
 
 def _say(text: str) -> None:

@@ -73,6 +73,13 @@ def is_tapped(pid: int, interface_index: int) -> bool:
     return False
 
 
+def busy_share(seconds: float = 2.0) -> float:
+    """The part of the machine that works at this moment: what a bench finds before it begins."""
+    clock, began = BusyClock(), time.monotonic()
+    time.sleep(seconds)
+    return clock.seconds() / (time.monotonic() - began) / _CPUS
+
+
 def machine() -> str:
     """The processor and the system, in one line."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from guestagent.errors import GuestagentError, HostError
-from tests.bench.clocks import BusyClock
+from tests.bench.clocks import busy_share
 from tests.bench.harm import report, rounds, tidy
 from tests.bench.harm.loads import LOADS
 from tests.bench.harm.taps import OFF, TAPS
@@ -43,7 +43,7 @@ def main() -> int:
     taps = list(dict.fromkeys([OFF, *(TAP_WORDS[word] for word in words)]))
     command = shlex.join(["python", "-m", "tests.bench.harm", *sys.argv[1:]])
     with tidy.own_directory():
-        before = _busy_share()
+        before = busy_share()
         results = report.Results(
             command, seconds, before, rounds.measure(rounds.plan(number, pairs, taps, loads), seconds, _say)
         )
@@ -71,12 +71,6 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--taps", nargs="+", choices=TAP_WORDS, metavar="TAP", help=", ".join(TAP_WORDS))
     parser.add_argument("--out", type=Path, help="directory for HARM.md, harm.csv, harm.png; a whole run: docs/bench")
     return parser.parse_args()
-
-
-def _busy_share() -> float:
-    clock, began = BusyClock(), time.monotonic()
-    time.sleep(2.0)
-    return clock.seconds() / (time.monotonic() - began) / rounds.CPUS
 
 
 def _say(text: str) -> None:
