@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cloud": WORDS | {"loop"},
     "backstops": WORDS,
     "rlimits": WORDS,
+    "standback": set(),
     "capture": WORDS | {"rlimits"},
     # A direct tunnel has no collector behind it: it walks the records itself, on the way to an endpoint.
     "links": WORDS | {"loop", "tapstream", "encap", "endpoint", "trust", "capture.block"},
@@ -54,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pki": WORDS | {"tapstream", "trust"},
     "merge": WORDS | {"collector"},
     "__main__": EVERYTHING,
-    "start": WORDS | {"capture", "config", "observe", "rlimits", "route", "trust"},
+    "start": WORDS | {"capture", "config", "observe", "rlimits", "route", "standback", "trust"},
     "route": WORDS | {"capture", "links", "endpoint"},
     # The collector's desk: it runs on another machine and knows nothing of agent, capture or governor.
     "collect": WORDS
