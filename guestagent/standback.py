@@ -1,9 +1,9 @@
 """The application goes first, on the scheduler's terms: nice, SCHED_BATCH, and a slice longer than anyone's.
 
-A nice process still holds up who wakes beside it: since Linux 6.6 the running one keeps its core to the end of its slice,
-unless the one that wakes asks for a shorter slice (kernel/sched/features.h, RUN_TO_PARITY and PREEMPT_SHORT, 6.12). And a
-SCHED_BATCH process that wakes takes the core from nobody. docs/decisions.md has the figures: without the two, a request's
-99th percentile was 1.5 to 1.7 times that without a tap; with them 1.0 to 1.2.
+A nice process still holds up who wakes beside it: since Linux 6.6 the running one keeps its core to the end of its
+slice, unless the one that wakes asks for a shorter slice (kernel/sched/features.h: RUN_TO_PARITY, and PREEMPT_SHORT
+since 6.12). And a SCHED_BATCH process that wakes takes the core from nobody. docs/decisions.md has the figures: a
+request's 99th percentile was 1.5 to 1.7 times that without a tap; with both it is 1.0 to 1.2.
 """
 
 import logging
@@ -23,7 +23,7 @@ _SCHED_ATTR = struct.Struct("=IIQiIQQQ")
 
 
 def stand_back() -> None:
-    """Let every other process of this VM go first. Where the kernel takes less than all of it, that is what there is."""
+    """Let every other process of this VM go first, as far as the kernel lets us."""
     nice = max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0))
     os.setpriority(os.PRIO_PROCESS, 0, nice)
     try:
