@@ -14,7 +14,7 @@ demo: setup ## real traffic between two hosts made on this machine, tapped, coll
 	@.venv/bin/guestagent demo $(ARGS)
 
 test: setup ## unit, repo, lab and interop tests; ARGS='-k ring' picks some
-	.venv/bin/pytest $(ARGS)
+	.venv/bin/pytest -n auto --maxschedchunk 1 $(ARGS)
 
 lint: setup ## ruff, its format, mypy
 	.venv/bin/ruff check
