@@ -25,6 +25,7 @@ MACHINE_IS_NOT_SET_UP = re.compile(
 """Reasons to skip that name what `make setup` or root would bring, unlike a kernel feature that this machine lacks."""
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """What `-n auto` means: one test for each core, and one more, as tests of the lab wait most of their time.
 
