@@ -149,9 +149,9 @@ def _cpu(table: Table) -> str:
     ]
     return (
         "## CPU\n\nPercent of the whole machine: *added* / *in the tap's own processes*. Added is the time of the "
-        "bench's control group and of ksoftirqd, less the sensor's processes, less *off*: the tap's processes, the kernel's "
-        f"share, and the way of the copies through switch and collector. {_NOTHING} where *off* leaves so little idle "
-        "that it can't be told.\n\n" + rows(["load", "off", *table.taps_on], body)
+        "bench's control group and of ksoftirqd, less the sensor's processes, less *off*: the tap's processes, the "
+        f"kernel's share, and the way of the copies through switch and collector. {_NOTHING} where *off* leaves so "
+        "little idle that it can't be told.\n\n" + rows(["load", "off", *table.taps_on], body)
     )
 
 
