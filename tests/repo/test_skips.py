@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.repo.planted import outcomes
+from tests.repo.planted import outcomes, run
 
 NOT_SET_UP = {
     "root": 'def test_it():\n    pytest.skip("needs root")',
@@ -22,14 +22,14 @@ def test_known(): assert 0
 @pytest.mark.parametrize("processes", ["0", "2"])
 def test_a_missing_requirement_fails_in_ci(tmp_path: Path, processes: str) -> None:
     """A skip for want of root or a package, in a test, mark, fixture or module, is an error with CI=true."""
-    assert outcomes(tmp_path, NOT_SET_UP, "true", "-n", processes) == {"failed": 1, "errors": 3}
+    assert outcomes(run(tmp_path, NOT_SET_UP, "true", "-n", processes)) == {"failed": 1, "errors": 3}
 
 
 def test_a_missing_requirement_is_skipped_at_home(tmp_path: Path) -> None:
     """The same without CI is a skip."""
-    assert outcomes(tmp_path, NOT_SET_UP, "") == {"skipped": 4}
+    assert outcomes(run(tmp_path, NOT_SET_UP, "")) == {"skipped": 4}
 
 
 def test_a_missing_kernel_feature_is_skipped_in_ci(tmp_path: Path) -> None:
     """What no set-up can bring, and a known failure, stay what they are."""
-    assert outcomes(tmp_path, {"planted": KERNEL_AND_KNOWN}, "true") == {"skipped": 1, "xfailed": 1}
+    assert outcomes(run(tmp_path, {"planted": KERNEL_AND_KNOWN}, "true")) == {"skipped": 1, "xfailed": 1}
