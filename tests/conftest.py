@@ -24,6 +24,9 @@ MACHINE_IS_NOT_SET_UP = re.compile(
 )
 """Reasons to skip that name what `make setup` or root would bring, unlike a kernel feature that this machine lacks."""
 
+RERUN_LINES, RERUN_COLUMNS = 30, 300
+"""With CI=true pytest shortens no difference between two captures."""
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
@@ -85,7 +88,8 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Why a test failed at first that was run once more."""
+    """Why a test failed at first that was run once more: the end of what it said."""
     for report in terminalreporter.getreports("rerun"):
         terminalreporter.section(f"first try of {report.nodeid}", "_")
-        terminalreporter.write_line(report.longreprtext)
+        for line in report.longreprtext.splitlines()[-RERUN_LINES:]:
+            terminalreporter.write_line(line[:RERUN_COLUMNS])
