@@ -82,7 +82,14 @@ COLLECT_OPTIONS = (
     LOG,
 )
 MIRROR_OPTIONS = (
-    option("provider", choices=("aws",), help="whose mirroring"),
+    option(
+        "provider",
+        choices=(
+            "aws",
+            "gcp",
+        ),
+        help="whose mirroring",
+    ),
     option("action", choices=("plan", "create", "list", "status", "delete", "policy"), help="see above"),
     option("-f", "--file", metavar="FILE", help="mirror.toml: TOML with the names of the flags up to --collector"),
     option("--name", help="of the mirror; it marks all that is made"),
