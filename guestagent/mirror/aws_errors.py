@@ -19,6 +19,7 @@ SENTENCES = {
     "NetworkInterfaceNotSupported": "EC2 does not mirror this interface's instance type: run the agent there",
     "InvalidNetworkInterfaceID.NotFound": "the interface does not exist in this region",
     "InvalidInstanceID.NotFound": "an instance does not exist in this region",
+    "InvalidVpcEndpointId.NotFound": "the endpoint does not exist in this region",
     "LoadBalancerNotFound": "the load balancer does not exist in this region",
     "TrafficMirrorFilterInUse": "a session of somebody else uses the filter: it stays until that one is gone",
     "TrafficMirrorTargetInUseException": "a session of somebody else uses the target: it stays until that one is gone",

@@ -79,8 +79,8 @@ def project(
     for name in ("GOOGLE_CLOUD_PROJECT", "GCLOUD_PROJECT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(gcp, "PATIENCE_SECONDS", 1.5)
-    monkeypatch.setattr(gcp, "FIRST_WAIT_SECONDS", 0.02)
-    monkeypatch.setattr(gcp, "MOST_PAUSE_SECONDS", 0.02)
+    for name, seconds in (("FIRST_WAIT", 0.02), ("MOST_WAIT", 0.2), ("MOST_PAUSE", 0.02)):
+        monkeypatch.setattr(gcp, f"{name}_SECONDS", seconds)
     yield project_server
     project_server.reset()
 

@@ -18,6 +18,7 @@ Run = Callable[..., tuple[int, Any, str]]
 TARGET = f"eni-{9:017x}"
 WEB = ("--name", "web", "--source", "tag:role=web", "--target", TARGET)
 NLB = "arn:aws:elasticloadbalancing:eu-central-1:123456789012:loadbalancer/net/sensors/0123456789abcdef"
+GWLB = f"vpce-{7:017x}"
 
 
 @pytest.fixture
@@ -105,6 +106,48 @@ def test_another_target_is_made_before_the_old_one_goes(web: Fake, mirror_json: 
     assert code == 0
     assert set(web.objects["session"]) == sessions
     assert [one["Type"] for one in web.objects["target"].values()] == ["network-load-balancer"]
+
+
+def test_an_endpoint_of_a_gateway_load_balancer_is_a_target(web: Fake, mirror_json: Run, mirror: Run) -> None:
+    """It is made of its type, has its own MTU, counts no sources, and status tells when it is gone."""
+    words = ("--name", "web", "--source", "tag:role=web", "--target", GWLB)
+    assert "does not exist" in mirror("plan", *words)[2]
+    web.endpoints[GWLB] = "Interface"
+    code, _, said = mirror("plan", *words)
+    assert (code, "type Interface" in said) == (2, True)
+    web.endpoints[GWLB] = "GatewayLoadBalancer"
+    for number in range(20, 40):
+        web.add_instance(number, tags={"role": "web"})
+
+    code, made, _ = mirror_json("create", *words)
+
+    assert code == 0
+    (target,) = web.objects["target"].values()
+    assert (target["Type"], target["GatewayLoadBalancerEndpointId"]) == ("gateway-load-balancer-endpoint", GWLB)
+    assert {one["TrafficMirrorTargetId"] for one in web.objects["session"].values()} == {
+        target["TrafficMirrorTargetId"]
+    }
+    assert {one["mtu"] for one in made["machines"]} == {"up to 8446, longer packets are cut"}
+    assert not any("largest size" in text for text in made["warnings"])
+    assert mirror_json("plan", *words)[0] == 0
+    assert mirror_json("status", "--name", "web")[0] == 0
+    del web.endpoints[GWLB]
+    assert "does not exist any more" in mirror_json("status", "--name", "web")[1]["problems"][0]
+
+
+def test_status_names_sources_that_stand_still_and_are_billed(web: Fake, mirror_json: Run, mirror: Run) -> None:
+    """A stopped instance does not break the mirror, and its session costs: a note with the instance and the price."""
+    mirror_json("create", *WEB)
+    web.instances[f"i-{2:017x}"]["State"]["Name"] = "stopped"
+    web.instances[f"i-{3:017x}"]["State"]["Name"] = "stopped"
+    web.calls.clear()
+
+    code, state, _ = mirror_json("status", "--name", "web")
+
+    assert (code, state["works"], len(state["notes"])) == (0, True, 1)
+    assert f"i-{2:017x}: stopped, and still billed: 1 x 0.015 USD/h" in state["notes"][0]
+    assert [action for action, _ in web.calls].count("DescribeInstances") == 1
+    assert "  note: i-" in mirror("status", "--name", "web")[1]
 
 
 WORDS = (*WEB, "--filter", "tcp/443 local", "--dns")

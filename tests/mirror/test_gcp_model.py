@@ -205,7 +205,7 @@ def is_reached(spec: Spec) -> bool:
     return bool(survey.wanted) and not has_changes(diff(survey.wanted, survey.found, provider.kinds))
 
 
-same_world = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+same_world = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @same_world
