@@ -51,4 +51,7 @@ def sentence(service: str, operation: str, code: str, message: str) -> str:
     known = SENTENCES.get(code)
     if known:
         return f"{operation}: {known.format(action=action)} ({code})"
-    return f"{operation}: AWS says {code}: {' '.join(message.split())[:300]}"
+    said = " ".join(message.split())[:300]
+    if is_gone(code):
+        return f"{operation}: something that it refers to does not exist: {said} ({code})"
+    return f"{operation}: AWS says {code}: {said}"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from guestagent.cli import VERBS, main
+from guestagent.mirror.aws_errors import sentence
 from tests.mirror.ec2_fake import Fake, Lost, Refusal
 
 Run = Callable[..., tuple[int, Any, str]]
@@ -282,23 +283,43 @@ def test_one_refused_source_does_not_stop_the_others(web: Fake, mirror: Run) -> 
 
 
 @pytest.mark.parametrize(
-    "fault, sentence",
+    "fault, words",
     [
         (Refusal("TrafficMirrorFilterLimitExceeded"), "10,000"),
         (Refusal("UnauthorizedOperation", status=403), "lacks ec2:CreateTrafficMirrorFilter;"),
         (Refusal("SomethingNew", "as never seen"), "SomethingNew: as never seen"),
     ],
 )
-def test_an_error_of_the_api_is_a_sentence(web: Fake, mirror: Run, fault: Refusal, sentence: str) -> None:
+def test_an_error_of_the_api_is_a_sentence(web: Fake, mirror: Run, fault: Refusal, words: str) -> None:
     """The permission or the limit is named, what depends on it is not tried, and the exit code is 1."""
     web.faults.append(("CreateTrafficMirrorFilter", fault))
 
     code, _, said = mirror("create", *WEB)
 
     assert code == 1
-    assert sentence in said
+    assert words in said
     assert "Traceback" not in said
     assert not web.objects["session"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    """
+    UnauthorizedOperation RequestLimitExceeded NetworkInterfaceNotSupported InvalidNetworkInterfaceID.NotFound
+    TrafficMirrorFilterInUse TrafficMirrorTargetInUseException TrafficMirrorFilterRuleAlreadyExists
+    TrafficMirrorFilterLimitExceeded TrafficMirrorFilterRuleLimitExceeded TrafficMirrorSessionLimitExceeded
+    TrafficMirrorTargetLimitExceeded TrafficMirrorSessionsPerInterfaceLimitExceeded
+    TrafficMirrorSessionsPerTargetLimitExceeded TrafficMirrorSourcesPerTargetLimitExceeded
+    InvalidTrafficMirrorFilterId.NotFound InvalidTrafficMirrorFilterRuleId.NotFound
+    InvalidTrafficMirrorSessionId.NotFound InvalidTrafficMirrorTargetId.NotFound
+    """.split(),
+)
+def test_every_documented_error_has_its_sentence(code: str) -> None:
+    """Codes of EC2's error table for mirroring: none is passed on bare."""
+    text = sentence("ec2", "CreateTrafficMirrorSession", code, "m")
+
+    assert "AWS says" not in text
+    assert text.endswith(f"({code})")
 
 
 def test_delete_asks_for_yes_off_a_terminal(web: Fake, mirror: Run) -> None:
