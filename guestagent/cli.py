@@ -147,7 +147,8 @@ VERBS: dict[str, Verb] = {
         "examples:\n  guestagent mirror aws plan --vpc vpc-0a1b2c3d --tag role=web\n"
         "  guestagent mirror aws create --name web --source tag:role=web --target eni-0a1b2c3d --filter tcp/443\n"
         "  guestagent mirror aws plan -f mirror.toml --dry-run --json\n"
-        "  guestagent mirror aws delete --name web",
+        "  guestagent mirror aws delete --name web\n"
+        "  guestagent mirror gcp create --name web --source subnet:web --target sensors --region europe-west3",
     ),
 }
 

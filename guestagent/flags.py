@@ -82,14 +82,28 @@ COLLECT_OPTIONS = (
     LOG,
 )
 MIRROR_OPTIONS = (
-    option("provider", choices=("aws",), help="whose mirroring"),
+    option(
+        "provider",
+        choices=(
+            "aws",
+            "gcp",
+        ),
+        help="whose mirroring",
+    ),
     option("action", choices=("plan", "create", "list", "status", "delete", "policy"), help="see above"),
     option("-f", "--file", metavar="FILE", help="mirror.toml: TOML with the names of the flags up to --collector"),
     option("--name", help="of the mirror; it marks all that is made"),
-    option("--source", action="append", metavar="ID", help="instance, interface, subnet, tag:KEY=VALUE or self"),
+    option(
+        "--source",
+        action="append",
+        metavar="ID",
+        help="machine, subnet, tag:KEY=VALUE or self, as the provider names them",
+    ),
     option("--vpc", metavar="ID", help="only machines of this network"),
     option("--tag", action="append", metavar="KEY=VALUE", help="only machines that bear it"),
-    option("--target", metavar="ID", help="interface, network load balancer, or endpoint that takes the copies"),
+    option(
+        "--target", metavar="ID", help="interface, load balancer, endpoint or forwarding rule that takes the copies"
+    ),
     option(
         "--filter",
         action="append",
@@ -97,9 +111,9 @@ MIRROR_OPTIONS = (
         help="[not] PROTOCOL[/PORT[-PORT]] [local|remote] [CIDR]; the first that fits decides; default: all",
     ),
     option("--direction", metavar="both|ingress|egress", help="as the machine sees it; default: both"),
-    option("--dns", **SWITCH, help="also questions to the provider's own resolver"),
-    option("--vni", type=int, metavar="N", help="VXLAN network identifier; default: the provider picks one"),
-    option("--packet-length", type=int, metavar="N", help="bytes of each packet; default: whole"),
+    option("--dns", **SWITCH, help="also questions to the provider's own resolver (aws)"),
+    option("--vni", type=int, metavar="N", help="VXLAN network identifier; default: the provider picks one (aws)"),
+    option("--packet-length", type=int, metavar="N", help="bytes of each packet; default: whole (aws)"),
     option("--region", help="default: as the provider's own tools are configured"),
     option("--collector", metavar="URL", help="where the agents of machines without native mirroring send to"),
     option("--user-data", metavar="FILE", help="write the cloud-init for those machines"),

@@ -93,7 +93,8 @@ class Aws:
         """All mirrors of ours with what keeps each from working."""
         inventory = aws_read.mirror_objects(self._call)
         listeners, lost = aws_read.check_places(self._call, aws_read.places_of(inventory).values())
-        return healths(replace(inventory, listeners=listeners, lost=lost))
+        stopped = aws_read.stopped_sources(self._call)
+        return healths(replace(inventory, listeners=listeners, lost=lost, stopped=stopped))
 
     # -- doing ----------------------------------------------------------------------------------------------------
 

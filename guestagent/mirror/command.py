@@ -144,7 +144,7 @@ class Mirror:
             steps=_steps_json(steps, proofs),
             machines=[asdict(one) for one in survey.choices],
             warnings=list(survey.warnings),
-            verified="permissions" if proofs else "reads-only",
+            verified="permissions" if set(proofs.values()) == {"proved"} else "reads-only",
         )
 
     def _render_user_data(self, survey: Survey) -> None:

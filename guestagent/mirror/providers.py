@@ -23,6 +23,8 @@ class Row(NamedTuple):
 
 
 _ID = r"[0-9a-f]{8,17}"
+_NAME = r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?"
+"""RFC 1035, as Google names things."""
 
 PROVIDERS: dict[str, Row] = {
     "aws": Row(
@@ -44,6 +46,24 @@ PROVIDERS: dict[str, Row] = {
         },
         most_packet_bytes=8500,
     ),
+    "gcp": Row(
+        module="guestagent.mirror.gcp",
+        extra="gcp",
+        sources={
+            "ZONE/NAME of a VM": rf"[a-z]+-[a-z]+\d+-[a-z]/{_NAME}",
+            "subnet:NAME": rf"subnet:{_NAME}",
+            "nettag:NETWORK-TAG": rf"nettag:{_NAME}",
+            "tag:LABEL=VALUE": r"tag:[^=]{1,63}=.{0,63}",
+            "self": "self",
+        },
+        targets={
+            "the name of a forwarding rule": _NAME,
+            "projects/PROJECT/regions/REGION/forwardingRules/NAME": rf"projects/[a-z0-9:.-]+/regions/[a-z0-9-]+/"
+            rf"forwardingRules/{_NAME}",
+        },
+        most_packet_bytes=0,
+        unsupported=("dns", "vni", "packet_length"),
+    ),
 }
 
 
@@ -55,12 +75,12 @@ def check(provider: str, spec: Spec) -> None:
             raise ConfigError(f"source: {one!r} is none that {provider} knows: write {', '.join(row.sources)}")
     if spec.target and not _fits(spec.target, row.targets):
         raise ConfigError(f"target: {spec.target!r} is none that {provider} knows: write {', '.join(row.targets)}")
-    if (spec.packet_length or 0) > row.most_packet_bytes:
-        raise ConfigError(f"packet_length: {spec.packet_length} is more than {provider}'s {row.most_packet_bytes}")
     empty = Spec()
     for key in row.unsupported:
         if getattr(spec, key) != getattr(empty, key):
             raise ConfigError(f"{key}: it means nothing to {provider}: leave it out")
+    if (spec.packet_length or 0) > row.most_packet_bytes:
+        raise ConfigError(f"packet_length: {spec.packet_length} is more than {provider}'s {row.most_packet_bytes}")
 
 
 def _fits(text: str, forms: dict[str, str]) -> bool:

@@ -50,6 +50,8 @@ class Health:
     resources: tuple[Resource, ...]
     problems: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What does not break it, and what the operator should know."""
 
 
 class Provider(Writer, Protocol):
