@@ -35,13 +35,14 @@ def _run(flags: Flags) -> int:
 
 
 def _collect(flags: Flags) -> int:
-    from guestagent.collect import Collector
+    from guestagent.collect import collect
     from guestagent.config import load_collect
     from guestagent.observe import logs
 
-    config = load_collect(flags.pop("config"), flags)
+    reread = partial(load_collect, flags.pop("config"), flags)
+    config = reread()
     logs.start(as_json=config.log == "json")
-    return Collector(config).run()
+    return collect(config, reread)
 
 
 def _status(flags: Flags) -> int:

@@ -75,6 +75,7 @@ COLLECT_OPTIONS = (
     option(
         "--relay", action="append", metavar="URL", help="sensor that gets every frame, vxlan://HOST?vni=N and so on"
     ),
+    option("--workers", type=int, metavar="N", help="processes that share the agents; default: 1"),
     *_TRANSPORT,
     DURATION,
     REPORT,

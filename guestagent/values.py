@@ -21,6 +21,7 @@ LEAST_CPU_PERCENT = 0.1
 LEAST_RATE = 64_000 / 8
 """Reports and acknowledgements alone take about 10 kbit/s."""
 LEAST_PACKETS = 10
+MOST_WORKERS = 64
 SHEDDING = ("heavy", "thin", "headers", "sample", "pause")
 """From what tells least to what tells all; a list of fewer leaves the others out."""
 FLOOR_NAMES = ("never below headers", "never sample", "never slice")
@@ -125,6 +126,13 @@ def packets(value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int) or not LEAST_PACKETS <= value < 1 << 40:
         raise ConfigError(f"{where}: {value!r} must be a whole number of packets per second, {LEAST_PACKETS} or more")
     return float(value)
+
+
+def workers(value: Any, where: str) -> int:
+    """Processes of one collector."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_WORKERS:
+        raise ConfigError(f"{where}: {value!r} must be a whole number from 1 to {MOST_WORKERS}")
+    return value
 
 
 def on_or_off(value: Any, where: str) -> bool:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from guestagent.config import merge
 from guestagent.errors import ConfigError, RunError
 from guestagent.mirror import show
 from guestagent.mirror.apply import Outcome, apply
@@ -14,6 +13,7 @@ from guestagent.mirror.providers import check, connect, policy
 from guestagent.mirror.spec import KEYS, Spec
 from guestagent.mirror.survey import Provider, Survey
 from guestagent.mirror.userdata import cloud_config
+from guestagent.settings import merge
 
 DONE, FAILED, CHANGES = 0, 1, 4
 

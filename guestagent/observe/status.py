@@ -29,8 +29,8 @@ def directory() -> Path:
 class StatusSocket:
     """Answers each connection with a snapshot and closes it."""
 
-    def __init__(self, role: str, snapshot: Callable[[], dict[str, Any]]) -> None:
-        self.path = directory() / f"{role}-{os.getpid()}.sock"
+    def __init__(self, role: str, snapshot: Callable[[], dict[str, Any]], suffix: str = "sock") -> None:
+        self.path = directory() / f"{role}-{os.getpid()}.{suffix}"
         self._snapshot = snapshot
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:

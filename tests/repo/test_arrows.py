@@ -20,7 +20,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "endpoint": WORDS | {"encap.tunnel"},
     "values": WORDS | {"endpoint"},
     "trust": WORDS | {"endpoint"},
-    "config": WORDS | {"values", "endpoint", "encap.tunnel", "trust"},
+    "settings": WORDS | {"trust"},
+    "config": WORDS | {"values", "endpoint", "encap.tunnel", "settings", "trust"},
     # thinking
     "tapstream": WORDS,
     "encap": WORDS,
@@ -39,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Of capture the collector knows the layout of a record alone.
     "collector": WORDS | {"loop", "tapstream", "encap", "links", "endpoint", "capture.block", "rlimits"},
     "observe": WORDS | {"loop"},
-    "mirror": WORDS | {"config"},
+    "mirror": WORDS | {"settings"},
     # The lab starts the command as a user would, in a process of its own.
     "lab": WORDS,
     # desk
@@ -59,8 +60,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "route": WORDS | {"capture", "links", "endpoint"},
     # The collector's desk: it runs on another machine and knows nothing of agent, capture or governor.
     "collect": WORDS
-    | {"collector", "config", "endpoint", "identity", "links", "loop", "observe", "privileges", "rlimits"}
-    | {"tapstream", "trust"},
+    | {"collector", "config", "endpoint", "front", "links", "loop", "observe", "reception", "rlimits"}
+    | {"supervise", "trust"},
+    "reception": WORDS | {"collector", "config", "endpoint", "identity", "links", "loop"},
+    "front": WORDS | {"config", "loop", "observe", "privileges"},
+    # Above the workers of one collector; each of them is a fork of it.
+    "supervise": WORDS | {"collector", "config", "front", "links", "loop", "observe", "reception", "worker"},
+    "worker": WORDS | {"collector", "config", "links", "loop", "observe", "reception"},
 }
 """Room or top-level module: what it may import of guestagent, beside itself and `guestagent.__version__`."""
 
@@ -75,7 +81,9 @@ PURE = (
     "capture/flowhash.py",
     "capture/stages/*.py",
     "collector/foreign.py",
+    "collector/leases.py",
     "collector/summary.py",
+    "collector/summed.py",
     "collector/sinks/pcapng.py",
     "mirror/spec.py",
     "mirror/plan.py",

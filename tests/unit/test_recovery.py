@@ -134,7 +134,7 @@ def abandon(sink: Sink) -> None:
     outputs = [track.output for track in sink._tracks] if isinstance(sink, DirectorySink) else [sink._output]
     for one in outputs:
         os.close(one._descriptor)
-    os.close(sink._lock if isinstance(sink, DirectorySink) else sink._hold)
+    os.close(sink._hold)
 
 
 def crash_and_resume(open_sink: Callable[[], Sink], agents: Sequence[Agent], budget: int) -> bool:
