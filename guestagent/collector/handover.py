@@ -77,7 +77,12 @@ class Handover:
         if connection.is_vouched:
             ours, theirs = socket.socketpair()
             unsent = b""  # the bridge sends it
-        head = {"peer": connection.peer, "greeted": not connection.preface(), "unsent": len(unsent)}
+        head = {
+            "peer": connection.peer,
+            "vouched": connection.is_vouched,
+            "greeted": not connection.preface(),
+            "unsent": len(unsent),
+        }
         message = json.dumps(head).encode() + b"\n" + unsent + said
         try:
             outbox = self._outboxes[owner_of(hello.agent_id, len(self._outboxes))]
@@ -112,6 +117,7 @@ class Handover:
         head, _, rest = message.partition(b"\n")
         facts = json.loads(head)
         connection = Connection(sock, facts["peer"], now)
+        connection.is_vouched = facts["vouched"]
         if facts["greeted"]:
             connection.preface()
         connection.unsent = rest[: facts["unsent"]]

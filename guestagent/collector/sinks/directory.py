@@ -77,7 +77,10 @@ class DirectorySink:
         """Cut torn ends off the files that a killed collector was writing, and remember how far their runs came."""
         files = sorted(folder.glob("*.pcapng"), key=_age)
         for path in files[-_FILES_TO_MEND:]:
-            found = recover_file(path, from_last_mark=True)
+            try:
+                found = recover_file(path, from_last_mark=True)
+            except OSError as error:
+                raise ConfigError(f"{path} can't be read: {error.strerror}; choose another --write") from error
             if found is None:
                 continue
             if found.whole_bytes < path.stat().st_size:
