@@ -97,6 +97,12 @@ class Desk:
             self._exclusions.append(exclusion)
         self._attach(self.capture, self.selection)
 
+    def readmit(self, exclusion: Exclusion) -> None:
+        """Capture again what was left out for a sensor that has moved."""
+        if exclusion in self._tunnels:
+            self._tunnels.remove(exclusion)
+            self._attach(self.capture, self.selection)
+
     def reject_all(self) -> None:
         """Let nothing new in, whatever connection of ours is still made."""
         self._is_ending = True

@@ -140,7 +140,15 @@ def collector_id_of(config: CollectConfig) -> str:
 def _open_outlets(config: CollectConfig, loop: Loop) -> list[Outlet]:
     outlets: list[Outlet] = [TapOutlet(config.tap)] if config.tap else []
     if config.relay:
-        outlets.append(Relay(config.relay, loop, mode=config.mode, oversize=config.oversize, keys=config.keys))
+        relay = Relay(
+            config.relay,
+            loop,
+            mode=config.mode,
+            oversize=config.oversize,
+            keys=config.keys,
+            allow_cleartext=config.allow_cleartext,
+        )
+        outlets.append(relay)
     return outlets
 
 

@@ -31,6 +31,9 @@ class LinkOwner(Protocol):
     def exclude(self, exclusion: Exclusion) -> None:
         """Called before a connection is made: the capture must not see it from its first packet on."""
 
+    def readmit(self, exclusion: Exclusion) -> None:
+        """Called when nothing of ours goes there any more."""
+
     def resumed(self, answer: CollectorHello) -> None:
         """A collector took the run: settle what it holds, send the rest from the start."""
 
