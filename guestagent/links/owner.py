@@ -19,7 +19,7 @@ class LinkState:
     sent_bytes: int = 0
     """Of frames, without the headers of the packets that carry them."""
     destinations: list[dict[str, Any]] = field(default_factory=list)
-    """Of a direct link: each sensor, with its counters."""
+    """Each collector or sensor, by preference: which one serves, or its counters."""
 
 
 class LinkOwner(Protocol):
