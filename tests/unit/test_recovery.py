@@ -28,7 +28,7 @@ OTHER_RUN = "fedcba9876543210" * 2
 INFO_SEQUENCE = 5
 STRIDE = 5
 """Every fifth byte: blocks are aligned to four, so each place within a word is met in a fifth of the time."""
-A_MARK = pcapng.mark(bytes.fromhex(RUN_ID), 99, 1000, 1, [(0, 0, 0, 5)])
+A_MARK = pcapng.mark(bytes.fromhex(RUN_ID), 99, 1000, 1, [(0, 0, 0, 0, 5)])
 
 
 class Killed(BaseException):
