@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from guestagent import __version__
 from guestagent.errors import ConfigError, GuestagentError, HostError
-from guestagent.flags import COLLECT_OPTIONS, MIRROR_OPTIONS, RUN_OPTIONS, SWITCH, Option, option
+from guestagent.flags import CHECK_OPTIONS, COLLECT_OPTIONS, MIRROR_OPTIONS, RUN_OPTIONS, SWITCH, Option, option
 
 Flags = dict[str, Any]
 
@@ -52,10 +52,17 @@ def _status(flags: Flags) -> int:
 
 
 def _check(flags: Flags) -> int:
-    from guestagent.check import check
-    from guestagent.config import load_run
+    from guestagent.config import load_collect, load_run
+    from guestagent.settings import names_key
 
-    return check(load_run(flags.pop("config"), flags))
+    path = flags.pop("config")
+    if names_key(path, flags, "listen"):
+        from guestagent.checkcollect import check_collect
+
+        return check_collect(load_collect(path, flags))
+    from guestagent.check import check
+
+    return check(load_run(path, flags))
 
 
 def _pki(flags: Flags) -> int:
@@ -112,7 +119,9 @@ VERBS: dict[str, Verb] = {
         "what runs here, the ledger, limits and why",
         (option("--json", **SWITCH, help="the snapshots as JSON"),),
     ),
-    "check": Verb(_check, "try everything that run would need, and exit with its code", RUN_OPTIONS),
+    "check": Verb(
+        _check, "try everything that run, or with --listen collect, would need, and exit with its code", CHECK_OPTIONS
+    ),
     "pki": Verb(
         _pki,
         "make a small private CA for TLS, and certificates from it",

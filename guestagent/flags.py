@@ -82,6 +82,8 @@ COLLECT_OPTIONS = (
     METRICS,
     LOG,
 )
+_OF_RUN = {one.names for one in RUN_OPTIONS}
+CHECK_OPTIONS = (*RUN_OPTIONS, *(one for one in COLLECT_OPTIONS if one.names not in _OF_RUN))
 MIRROR_OPTIONS = (
     option(
         "provider",

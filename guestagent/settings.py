@@ -40,8 +40,15 @@ def merge(path: str | None, flags: dict[str, Any], keys: dict[str, Callable[[Any
     for key, value in flags.items():
         if value is not None:
             dotted = key.replace("tls_", "tls.", 1)
+            if dotted not in keys:
+                raise ConfigError(f"--{key.replace('_', '-')} has no meaning here: leave it out")
             merged[_field(key)] = keys[dotted](value, f"--{key.replace('_', '-')}")
     return merged
+
+
+def names_key(path: str | None, flags: dict[str, Any], key: str) -> bool:
+    """Is this key given, in the file or as a flag? Raises ConfigError."""
+    return flags.get(key) is not None or (path is not None and key in _read_toml(path))
 
 
 def _flat(tables: dict[str, Any]) -> Iterator[tuple[str, Any]]:

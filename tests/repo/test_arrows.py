@@ -46,6 +46,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # desk
     "agent": EVERYTHING,
     "check": EVERYTHING,
+    "checkcollect": WORDS | {"check", "collect", "collector", "config", "endpoint", "links", "observe", "rlimits"},
+    "answer": WORDS | {"endpoint", "tapstream", "trust", "links"},
     "desk": WORDS | {"capture", "governor", "identity", "tapstream"},
     "follow": WORDS | {"capture", "desk"},
     "steering": WORDS | {"capture", "config", "desk", "governor", "links"},
