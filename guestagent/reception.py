@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from guestagent import __version__, identity
@@ -112,10 +112,11 @@ class Reception:
 def reloaded(
     old: CollectConfig, reread: Callable[[], CollectConfig], take: Callable[[CollectConfig], None]
 ) -> CollectConfig:
-    """The config in force from now on: the old one, said why, where the new one is bad in any way."""
+    """The config in force from now on: the old one, said why, where the new one is bad in any way; else LIVE of it."""
     try:
         new = reread()
-        take(new)
+        in_force = replace(old, **{name: getattr(new, name) for name in LIVE})
+        take(in_force)
     except GuestagentError as error:
         log.error("the config was read again and refused, the old one stays in force: %s", error)
         return old
@@ -124,7 +125,7 @@ def reloaded(
     log.info("the config was read again: %s", ", ".join(name for name in changed if name in LIVE) or "nothing changed")
     if later:
         log.warning("restart to change what is read at the start alone: %s", ", ".join(later))
-    return new
+    return in_force
 
 
 def rotation_of(config: CollectConfig) -> Rotation:
