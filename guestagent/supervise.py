@@ -95,11 +95,14 @@ class Supervisor:
 
         self._loop.on_signals({signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGHUP: reload})
         until = self._loop.now() + self._config.duration if self._config.duration else float("inf")
-        front.notifier.ready()
+        is_ready = False
         while not self._stop_reason:
             now = self._loop.now()
             if now >= until:
                 self._stop_reason = "the duration is over"
+            if not is_ready and all(one.has_begun for one in self._workers):
+                is_ready = True
+                front.notifier.ready()
             front.tick(now)
             for worker in self._workers:
                 self._look_after(worker, now)
@@ -137,6 +140,7 @@ class Supervisor:
         worker.heard_at = now
         for said in worker.lines.heard():
             worker.connected = said.get("connected", worker.connected)
+            worker.has_begun |= "connected" in said
             worker.books = said.get("books", worker.books)
             for run_id, standing in said.get("standings", {}).items():
                 domain, addresses, selection, whole_until = standing

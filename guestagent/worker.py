@@ -60,6 +60,8 @@ class Worker:
         self.patience = 0.0
         """Seconds until it starts again."""
         self.restarts = self.connected = 0
+        self.has_begun = False
+        """Was it ever able to work?"""
         self.books: dict[str, Any] = {
             "connections": 0,
             "refused": 0,

@@ -348,3 +348,20 @@ def test_a_reload_keeps_every_connection(start: Callable[..., Collector], tmp_pa
     assert 46 == report["agents"]["vm-1"]["written"]
     assert list(range(1, 47)) == sorted(written(collector.captures, "vm-1"))
     assert 1 < len(list((collector.captures / "vm-1").glob("*.pcapng"))), "the new quota holds"
+
+
+def test_the_certificate_names_files_and_worker(start: Callable[..., Collector], tmp_path: Path) -> None:
+    """A hello in another agent's name changes nothing: the certificate's name says who writes, and where."""
+    keys = Keys(tmp_path / "pki")
+    collector = start(*keys.flags(), scheme="tls")
+    real, claimed = "vm-1", "vm-3"
+    assert owner_of(real, WORKERS) != owner_of(claimed, WORKERS)
+    agent = Agent(claimed, collector.port, keys.agent(real))
+    for visit in (1, 2):
+        assert (agent.sequence or None) == agent.connect()["held_sequence"]
+        agent.send(2 * visit)
+        agent.drop()
+    collector.stop()
+
+    assert [1, 2, 3, 4, 5, 6] == written(collector.captures, real)
+    assert {real} == {path.name for path in collector.captures.iterdir() if path.is_dir()}
