@@ -24,7 +24,7 @@ def test_no_input_of_the_corpus_breaks_its_parser(name: str) -> None:
 @pytest.mark.parametrize("name", TARGETS)
 def test_no_changed_input_breaks_its_parser(name: str) -> None:
     """A parser takes an input or refuses it in its own way, other inputs in each run; a find names its bytes."""
-    assert fuzz(name, SECONDS, random.randrange(1 << 32)) > 10
+    assert fuzz(name, SECONDS, random.randrange(1 << 32)) > 0
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS.keys() - {"filter"}))

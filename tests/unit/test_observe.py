@@ -166,6 +166,29 @@ def test_a_runtime_directory_that_can_not_be_is_one_sentence(tmp_path: Path, mon
         StatusSocket("agent", dict)
 
 
+def test_whoever_asks_too_early_removes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between bind and listen a socket refuses; who asks then must not take its file for one that was left behind."""
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    real = status.socket.socket.listen
+
+    class Early(socket.socket):
+        def listen(self, backlog: int = 8) -> None:
+            for path in tmp_path.iterdir():
+                assert ask(tmp_path / path.name.removesuffix(".new")) is None
+            real(self, backlog)
+
+    with monkeypatch.context() as early:
+        early.setattr(status.socket, "socket", Early)
+        one = StatusSocket("agent", lambda: {"x": 1})
+    one._socket.setblocking(True)
+    server = threading.Thread(target=one.answer, args=(0,))
+    server.start()
+    assert {"x": 1} == ask(one.path)
+    server.join()
+    assert [one.path] == list(tmp_path.iterdir())
+    one.close()
+
+
 def test_where_sockets_live(monkeypatch: pytest.MonkeyPatch) -> None:
     """/run/guestagent for root, below XDG_RUNTIME_DIR for others, what systemd names before both."""
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
