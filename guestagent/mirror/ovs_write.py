@@ -63,7 +63,7 @@ def remove(tables: Tables, name: str, identifier: str) -> None:
     holder = _holder(tables, "mirrors", mirror)
     if holder is not None:
         holder.delvalue("mirrors", mirror)
-    if tunnel is not None:
+    if tunnel is not None and not _has_twin(tables, tunnel, mirror, name):
         _drop(tables, tunnel, mirror)
 
 
@@ -155,7 +155,7 @@ def _sweep(tables: Tables, name: str, mirror: Any, kept: Any) -> None:
     for port in list(tables["Port"].rows.values()):
         if port is kept or owner_of(port.external_ids) != name or not _is_tunnel(port):
             continue
-        if not any(owner_of(one.external_ids) == name for one in _users(tables, port, mirror)):  # a twin has its own
+        if not _has_twin(tables, port, mirror, name):
             _drop(tables, port, mirror)
 
 
@@ -165,6 +165,11 @@ def _drop(tables: Tables, port: Any, mirror: Any) -> None:
     holder = _holder(tables, "ports", port)
     if holder is not None:
         holder.delvalue("ports", port)
+
+
+def _has_twin(tables: Tables, port: Any, mirror: Any, name: str) -> bool:
+    """Whether a second mirror of this name, which a mishap left, outputs there."""
+    return any(owner_of(one.external_ids) == name for one in _users(tables, port, mirror))
 
 
 def _users(tables: Tables, port: Any, mirror: Any) -> list[Any]:
