@@ -293,11 +293,11 @@ def test_the_policy_is_what_is_asked_for(switch: OvsdbServer, mirror: Run, proxy
     assert {one["table"] for one in printed["permissions"] if one["insert_delete"]} == inserted
 
 
-PORTS = 2000
+PORTS = 1000
 
 
 def test_a_large_switch_is_read_once(server: OvsdbServer, mirror: Run, proxy: Proxy) -> None:
-    """A tag that selects 2,000 ports: a connection for the schema, one for the rest, one monitor, one transaction."""
+    """A tag that selects 1,000 ports: a connection for the schema, one for the rest, one monitor, one transaction."""
     rows: list[Json] = []
     for number in range(PORTS):
         tags = ["map", [["role", "many"]]]
