@@ -158,7 +158,8 @@ VERBS: dict[str, Verb] = {
         "  guestagent mirror aws create --name web --source tag:role=web --target eni-0a1b2c3d --filter tcp/443\n"
         "  guestagent mirror aws plan -f mirror.toml --dry-run --json\n"
         "  guestagent mirror aws delete --name web\n"
-        "  guestagent mirror gcp create --name web --source subnet:web --target sensors --region europe-west3",
+        "  guestagent mirror gcp create --name web --source subnet:web --target sensors --region europe-west3\n"
+        "  guestagent mirror ovs create --name web --source tag:role=web --target 'vxlan://10.0.0.9?vni=7'",
     ),
 }
 

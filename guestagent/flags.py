@@ -29,10 +29,13 @@ _TO_HELP = (
     "erspan://HOST?session=N; default: dir:captures"
 )
 
-_TRANSPORT = (
+_TLS = (
     option("--tls-ca", metavar="FILE", help="PEM: authorities that the other end's certificate must come from"),
     option("--tls-cert", metavar="FILE", help="PEM: our certificate"),
     option("--tls-key", metavar="FILE", help="PEM: its private key"),
+)
+_TRANSPORT = (
+    *_TLS,
     option("--allow-cleartext", **SWITCH, help="copies readable on the way, also to or on a public address"),
 )
 
@@ -90,6 +93,7 @@ MIRROR_OPTIONS = (
         choices=(
             "aws",
             "gcp",
+            "ovs",
         ),
         help="whose mirroring",
     ),
@@ -102,11 +106,9 @@ MIRROR_OPTIONS = (
         metavar="ID",
         help="machine, subnet, tag:KEY=VALUE or self, as the provider names them",
     ),
-    option("--vpc", metavar="ID", help="only machines of this network"),
+    option("--vpc", metavar="ID", help="only machines of this network or bridge"),
     option("--tag", action="append", metavar="KEY=VALUE", help="only machines that bear it"),
-    option(
-        "--target", metavar="ID", help="interface, load balancer, endpoint or forwarding rule that takes the copies"
-    ),
+    option("--target", metavar="ID", help="what takes the copies, as the provider names it"),
     option(
         "--filter",
         action="append",
@@ -119,6 +121,10 @@ MIRROR_OPTIONS = (
     option("--packet-length", type=int, metavar="N", help="bytes of each packet; default: whole (aws)"),
     option("--region", help="default: as the provider's own tools are configured"),
     option("--collector", metavar="URL", help="where the agents of machines without native mirroring send to"),
+    option(
+        "--db", metavar="ADDRESS", help="ovs: unix:PATH, tcp:HOST:PORT or ssl:HOST:PORT; default: this host's socket"
+    ),
+    *_TLS,
     option("--user-data", metavar="FILE", help="write the cloud-init for those machines"),
     option("--adopt", action="append", metavar="ID", help="take over this object that somebody else made"),
     option("--dry-run", **SWITCH, help="change nothing, and ask the provider whether each step is permitted"),

@@ -59,6 +59,11 @@ class Aws:
         self._spec, self._clients = spec, clients
         self._patience_seconds = PATIENCE_SECONDS if patience_seconds is None else patience_seconds
 
+    def close(self) -> None:
+        """Let go of the clients' connections."""
+        for client in self._clients.values():
+            client.close()
+
     def _call(self, service: str, method: str, /, **parameters: Any) -> dict[str, Any]:
         """One call. Raises ApiError and RunError with a sentence."""
         from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from typing import Any
 
@@ -30,13 +31,15 @@ class Mirror:
         self._user_data = flags.pop("user_data", None)
         self._spec = Spec(**merge(flags.pop("file", None), flags, dict(KEYS)))
         check(provider_name, self._spec)
+        self._open = ExitStack()
 
     def run(self, action: str) -> int:
         """The exit code. Raises GuestagentError."""
-        return _ACTIONS[action](self)
+        with self._open:
+            return _ACTIONS[action](self)
 
     def _connect(self) -> Provider:
-        return connect(self._name, self._spec)
+        return self._open.enter_context(closing(connect(self._name, self._spec)))
 
     def _need(self, *keys: str) -> None:
         for key in keys:

@@ -85,6 +85,11 @@ class Gcp:
     def __init__(self, spec: Spec, clients: Mapping[str, Any], place: Place) -> None:
         self._spec, self._clients, self._place = spec, clients, place
 
+    def close(self) -> None:
+        """Let go of the clients' connections."""
+        for client in self._clients.values():
+            client.transport.close()
+
     def _call(self, client: str, method: str, /, **request: Any) -> Any:
         """One call, again while the trouble is passing. Raises ApiError, HostError, RunError with a sentence."""
         from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential

@@ -4,6 +4,7 @@ import re
 from importlib import import_module
 from typing import NamedTuple, cast
 
+from guestagent.endpoint import TUNNEL_FORMS
 from guestagent.errors import ConfigError, HostError
 from guestagent.mirror.spec import Spec
 from guestagent.mirror.survey import Provider
@@ -25,6 +26,8 @@ class Row(NamedTuple):
 _ID = r"[0-9a-f]{8,17}"
 _NAME = r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?"
 """RFC 1035, as Google names things."""
+_OVSDB = ("db", "tls_ca", "tls_cert", "tls_key")
+"""Keys of a server that a cloud's API is not."""
 
 PROVIDERS: dict[str, Row] = {
     "aws": Row(
@@ -45,6 +48,7 @@ PROVIDERS: dict[str, Row] = {
             "tmt-ID of a mirror target that exists": rf"tmt-{_ID}",
         },
         most_packet_bytes=8500,
+        unsupported=_OVSDB,
     ),
     "gcp": Row(
         module="guestagent.mirror.gcp",
@@ -62,7 +66,24 @@ PROVIDERS: dict[str, Row] = {
             rf"forwardingRules/{_NAME}",
         },
         most_packet_bytes=0,
-        unsupported=("dns", "vni", "packet_length"),
+        unsupported=("dns", "vni", "packet_length", *_OVSDB),
+    ),
+    "ovs": Row(
+        module="guestagent.mirror.ovs",
+        extra="ovs",
+        sources={
+            "port:NAME": r"port:[^/]+",
+            "tag:KEY=VALUE of an interface's external_ids": r"tag:[^=]{1,128}=.{0,256}",
+            "bridge:NAME": r"bridge:[^/]+",
+            "bridge:NAME/VLAN": r"bridge:[^/]+/\d{1,4}",
+        },
+        targets={
+            "port:NAME": r"port:[^/]+",
+            "vlan:N": r"vlan:\d{1,4}",
+            **{form: rf"{scheme}://.+" for scheme, form in TUNNEL_FORMS.items()},
+        },
+        most_packet_bytes=65_535,
+        unsupported=("filter", "dns", "region"),
     ),
 }
 

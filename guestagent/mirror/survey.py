@@ -67,3 +67,6 @@ class Provider(Writer, Protocol):
 
     def prove(self, step: Step) -> str:
         """Ask whether we might do this, without doing it: `proved`, or why not. Raises RunError for a refusal."""
+
+    def close(self) -> None:
+        """Let go of connections."""

@@ -40,7 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Of capture the collector knows the layout of a record alone.
     "collector": WORDS | {"loop", "tapstream", "encap", "links", "endpoint", "capture.block", "rlimits"},
     "observe": WORDS | {"loop"},
-    "mirror": WORDS | {"settings"},
+    # A switch's tunnels are written as the agent's are, and lead to the same sensors.
+    "mirror": WORDS | {"settings", "encap.tunnel", "endpoint", "trust"},
     # The lab starts the command as a user would, in a process of its own.
     "lab": WORDS,
     # desk
