@@ -24,9 +24,9 @@ COMMAND = (
 )
 CONFIG = (
     "TOML. The keys have the names of the flags of **guestagent run**, `_` for `-`, and a flag wins. A key that is not "
-    "known, or a value out of its range, is an error that names it. The file must belong to root or to the agent's user "
-    "and may be written by nobody else. **systemctl reload guestagent** reads it again; where it is wrong, what was in "
-    "force stays."
+    "known, or a value out of its range, is an error that names it. The file must belong to root or to the user of the "
+    "agent and may be written by nobody else. **systemctl reload guestagent** reads it again; where it is wrong, what "
+    "was in force stays."
 )
 COMPLETIONS = {
     "bash": "usr/share/bash-completion/completions/guestagent",

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,6 +21,7 @@ def version() -> str:
     return found[1]
 
 
+@cache
 def epoch() -> int:
     """Seconds since 1970 of all that is built: SOURCE_DATE_EPOCH where that is set, else the last commit's.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from manual import COMPLETIONS, completion, write_manual
 from origin import BUILD, DIST, PACKAGING, ROOT, epoch, version
+from sbom import bill_of_materials
 from wheels import unpack
 
 FILES = {
@@ -46,6 +47,8 @@ def lay(package: str, architecture: str, release: str) -> Path:
         _lay_manual(stage / "documents")
     _copy(PACKAGING / "copyright" / package, stage / "documents" / "copyright")
     _copy(PACKAGING / "lint" / f"{package}.lintian", stage / "documents" / "lintian")
+    (stage / "documents" / "sbom.cdx.json").write_text(bill_of_materials(root / LIBRARIES[package], package))
+    _copy(ROOT / "LICENSE", stage / "documents" / "LICENSE")
     _compress(ROOT / "CHANGELOG.md", stage / "documents" / "changelog.gz")
     for name in ("etc", "scripts"):
         shutil.copytree(PACKAGING / name, stage / name)
@@ -116,18 +119,26 @@ def build(package: str, architecture: str, release: str, into: Path) -> list[Pat
     return sorted(set(into.iterdir()) - before)
 
 
+def make(into: Path, release: str) -> list[Path]:
+    """All packages of all architectures, in this empty directory."""
+    return [
+        path
+        for package, architectures in ARCHITECTURES.items()
+        for architecture in architectures
+        for path in build(package, architecture, release, into)
+    ]
+
+
 def main() -> None:
-    """All packages, of all architectures."""
+    """Into dist/packages."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--release", default="1", help="counts packages of one version; default: 1")
     parser.add_argument("--into", type=Path, default=DIST / "packages")
     flags = parser.parse_args()
     shutil.rmtree(flags.into, ignore_errors=True)
     flags.into.mkdir(parents=True)
-    for package, architectures in ARCHITECTURES.items():
-        for architecture in architectures:
-            for path in build(package, architecture, flags.release, flags.into):
-                print(f"{path.stat().st_size / 1e6:6.2f} MB  {path}")
+    for path in make(flags.into.resolve(), flags.release):
+        print(f"{path.stat().st_size / 1e6:6.2f} MB  {path}")
 
 
 if __name__ == "__main__":
