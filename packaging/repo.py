@@ -8,7 +8,8 @@ import argparse
 import gzip
 import shutil
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from origin import DIST
@@ -52,14 +53,18 @@ def apt_repository(apt: Path, key: str) -> None:
     run([*sign, "--armor", "--detach-sign", "--output", "Release.gpg", "Release"], dist)
 
 
-def rpm_repository(rpm: Path, new: Sequence[Path], key: str) -> None:
-    """Signed packages, and signed metadata over them."""
-    run(["rpmsign", "--define", f"_gpg_name {key}", "--addsign", *new], rpm)
+def rpm_repository(rpm: Path, key: str) -> None:
+    """Signed metadata over the packages, which are signed themselves."""
     run(["createrepo_c", "--quiet", "--general-compress-type=gz", "."], rpm)
-    run(
-        ["gpg", "--batch", "--yes", "--local-user", key, "--armor", "--detach-sign", "repodata/repomd.xml"],
-        rpm,
-    )
+    sign = ["gpg", "--batch", "--yes", "--local-user", key, "--armor", "--detach-sign"]
+    run([*sign, "repodata/repomd.xml"], rpm)
+
+
+def sign_packages(new: Sequence[Path], key: str) -> None:
+    """Into the packages themselves, as dnf wants it beside the signed metadata."""
+    # Debian's rpm does not know where gpg is.
+    options = ["--define", f"_gpg_name {key}", "--define", f"__gpg {shutil.which('gpg')}"]
+    run(["rpmsign", *options, "--addsign", *new], new[0].parent)
 
 
 def write_sources(into: Path, url: str, public_key: str) -> None:
@@ -76,13 +81,18 @@ def write_sources(into: Path, url: str, public_key: str) -> None:
     )
 
 
-def _add(packages: Sequence[Path], into: Path) -> list[Path]:
-    """Copy those that are not there; of one version the first stays, since machines have its hash."""
+def _add(packages: Path, pattern: str, into: Path, prepare: Callable[[Sequence[Path]], None] | None = None) -> None:
+    """Copy those that are not there, all or none; of one version the first stays, since machines have its hash."""
     into.mkdir(parents=True, exist_ok=True)
-    added = [into / one.name for one in packages if not (into / one.name).exists()]
-    for one in added:
-        shutil.copyfile(packages[0].parent / one.name, one)
-    return added
+    with tempfile.TemporaryDirectory(dir=into.parent) as scratch:
+        for one in packages.glob(pattern):
+            if not (into / one.name).exists():
+                shutil.copyfile(one, Path(scratch) / one.name)
+        new = sorted(Path(scratch).iterdir())
+        if new and prepare:
+            prepare(new)
+        for one in new:
+            one.rename(into / one.name)
 
 
 def make(packages: Path, into: Path, key: str, url: str) -> None:
@@ -90,11 +100,10 @@ def make(packages: Path, into: Path, key: str, url: str) -> None:
     public_key = run(["gpg", "--batch", "--armor", "--export", key], packages)
     if not public_key:
         raise SystemExit(f"gpg has no key {key!r}: name one of 'gpg --list-secret-keys', or import it")
-    _add(sorted(packages.glob("*.deb")), into / "apt" / "pool")
-    added = _add(sorted(packages.glob("*.rpm")), into / "rpm")
+    _add(packages, "*.deb", into / "apt" / "pool")
+    _add(packages, "*.rpm", into / "rpm", lambda new: sign_packages(new, key))
     apt_repository(into / "apt", key)
-    if added:
-        rpm_repository(into / "rpm", added, key)
+    rpm_repository(into / "rpm", key)
     (into / "guestagent.asc").write_text(public_key, encoding="utf-8")
     write_sources(into, url, public_key)
 

@@ -129,7 +129,7 @@ def test_what_was_altered_is_refused(machine: Machine, dnf: Dnf, repository: Rep
 
 
 def test_requirements_name_no_distribution(built: Path) -> None:
-    """Beside rpm's own features the package asks for a Python and systemd, by names that RHEL, Fedora and Amazon have."""
+    """Beside rpm's own features the package asks for a Python and systemd, by names that all of them have."""
     (rpm,) = built.glob("guestagent-[0-9]*.x86_64.rpm")
     listed = subprocess.run(["rpm", "-qp", "--requires", str(rpm)], capture_output=True, text=True, check=True).stdout
 
