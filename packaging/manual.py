@@ -75,7 +75,7 @@ def _definition(option: Option) -> str:
     metavar = str(option.more.get("metavar", "" if option.more.get("action") else option.names[-1].strip("-").upper()))
     names = ", ".join(f"**{one}**" for one in option.names)
     again = " Repeatable." if option.more.get("action") == "append" else ""
-    text = f"{option.help[0].upper()}{option.help[1:]}.".replace("%%", "%")
+    text = f"{option.help}.".replace("%%", "%")
     choices = ", ".join(option.more.get("choices", ()))
     return f"{names} *{choices or metavar}*\n:   {text}{again}" if metavar else f"{names}\n:   {text}"
 

@@ -15,9 +15,17 @@ KEPT = Path("/var/cache/guestagent-tests")
 BROUGHT = "systemd,python3"
 """What every cloud image has beyond the minimum; with them in the root no test needs Debian's mirror."""
 NOT_COMPARED = re.compile(
-    # What apt, dpkg and the other tools keep of their own work, whatever the package.
-    r"^/(proc|sys|dev|tmp|run/lock|var/cache|var/log|var/lib/(apt|dpkg|rpm|systemd)|etc/(passwd|group|g?shadow)-$|root)(/|$)"
-    r"|__pycache__"
+    r"__pycache__|^/("
+    + "|".join(
+        (
+            *("proc", "sys", "dev", "tmp", "root", "run/lock", "var/cache", "var/log"),
+            # What apt, dnf, dpkg and the like keep of their own work, whatever the package.
+            *("var/lib/(apt|dnf|dpkg|rpm|systemd)", "etc/dnf", "etc/(passwd|group|g?shadow)-"),
+            # On RHEL it is the distribution's.
+            "usr/share/licenses$",
+        )
+    )
+    + ")(/|$)"
 )
 
 
@@ -47,7 +55,19 @@ def fresh(into: Path) -> "Machine":
             check=True,
             capture_output=True,
         )
-        subprocess.run(["tar", "--one-file-system", "-C", str(seed), "-cf", str(made), "."], check=True)
+        subprocess.run(
+            [
+                "tar",
+                "--one-file-system",
+                "--exclude=./var/cache/apt/archives/*.deb",
+                "-C",
+                str(seed),
+                "-cf",
+                str(made),
+                ".",
+            ],
+            check=True,
+        )
         shutil.rmtree(seed)
         made.rename(archive)
     into.mkdir()
