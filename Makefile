@@ -1,6 +1,6 @@
 # `make` alone lists the targets. All of them need only make and a shell: `setup` brings the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-harm clean
+.PHONY: help setup demo test lint bench bench-harm packages repo release clean
 # Debian keeps ip, nft and ethtool in sbin, which is not on a plain user's path.
 export PATH := $(PATH):/usr/sbin:/sbin
 
@@ -26,6 +26,15 @@ bench: setup ## the numbers of the README, measured here
 
 bench-harm: setup ## what taps take from the application: throughput kept, latency, CPU
 	.venv/bin/python -m tests.bench.harm $(ARGS)
+
+packages: setup ## deb and rpm of guestagent and guestagent-cloud, in dist/packages; ARGS='--release 2' for another try
+	.venv/bin/python packaging/packages.py $(ARGS)
+
+repo: setup ## signed apt and rpm repository of dist/packages, in dist/repo; KEY=... URL=https://...
+	.venv/bin/python packaging/repo.py --key '$(KEY)' --url '$(URL)'
+
+release: setup ## wheel, sdist, packages, repository, checksums, bills of materials; KEY=... URL=https://...
+	.venv/bin/python packaging/release.py --key '$(KEY)' --url '$(URL)'
 
 clean: ## remove what setup, tests and builds made; captures stay
 	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

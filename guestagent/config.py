@@ -193,12 +193,13 @@ _COLLECT_KEYS: dict[str, Callable[[Any, str], Any]] = {
 
 def load_run(path: str | None, flags: dict[str, Any]) -> RunConfig:
     """The config of `run` and `check`. Raises ConfigError."""
-    return _checked(RunConfig(**merge(path, flags, _RUN_KEYS)))
+    config = RunConfig(**merge(path, flags, _RUN_KEYS))
+    if not config.to:
+        raise ConfigError(f'{path}: to: no destination: write for example to = "tls://10.0.0.9"')
+    return _checked(config)
 
 
 def _checked(config: RunConfig) -> RunConfig:
-    if not config.to:
-        raise ConfigError("to: the list is empty: name a destination or leave the key out")
     if len(config.to) > 1 and not (_all(config, "is_tunnel") or _all(config, "is_stream")):
         raise ConfigError(
             "to: several destinations are all collectors, tls:// or tcp://, or all tunnels: name one kind"

@@ -38,6 +38,15 @@ missing_packages() {
 	nft nftables
 	ovs-vswitchd openvswitch-switch
 	systemd-analyze systemd
+	go-md2man go-md2man
+	lintian lintian
+	rpm rpm
+	rpmlint rpmlint
+	debootstrap debootstrap
+	apt-ftparchive apt-utils
+	createrepo_c createrepo-c
+	gpg gpg
+	dnf dnf
 	END
     if ! venv_works && [ -z "$(find_python)" ]; then
         echo python3 python3-venv

@@ -124,7 +124,7 @@ BAD_FILES = [
     (f"agent_id = '{'x' * 65}'", "must be 1 to 64 of"),
     ("agent_id = 0", "agent_id: 0 must be"),
     ("agent_id = false", "agent_id: False must be"),
-    ("to = []", "to: the list is empty"),
+    ("to = []", "to: no destination"),
     ("to = ['dir:a', 'dir:b']", "to: several destinations are all collectors"),
     (
         "to = ['tcp://h', 'vxlan://h?vni=1']",

@@ -1,0 +1,66 @@
+"""The libraries that travel in the packages: wheels held to their hashes, unpacked less what never runs."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+from origin import BUILD, PACKAGING
+
+PLATFORMS = {
+    "amd64": ("manylinux2010_x86_64", "manylinux2014_x86_64", "manylinux_2_28_x86_64"),
+    "arm64": ("manylinux2014_aarch64", "manylinux_2_17_aarch64", "manylinux_2_28_aarch64"),
+    "all": ("any",),
+}
+"""Package architecture: wheel tags that its machines run, from glibc 2.12 on."""
+
+LEFT_OUT = (
+    # pip's book-keeping; nothing is uninstalled by pip here, and parts of what it lists are not there
+    *("*.dist-info/RECORD", "*.dist-info/WHEEL", "*.dist-info/top_level.txt", "*.dist-info/entry_points.txt"),
+    # other systems
+    *(f"psutil/_ps{name}.py" for name in ("aix", "bsd", "osx", "sunos", "windows")),
+    *("prometheus_client/twisted/*", "*.data/*", "boto3/examples/*", "*/tests/*"),
+)
+SERVICES = ("ec2", "elbv2", "sts", "sso", "sso-oidc", "signin")
+"""Of the 400 services that botocore describes: what `mirror` calls, and what finds its credentials."""
+
+
+def unpack(package: str, architecture: str, into: Path) -> None:
+    """Unpack what packaging/vendor/PACKAGE.txt names; the network is asked where a wheel is not in build/ yet."""
+    listed = PACKAGING / "vendor" / f"{package}.txt"
+    store = BUILD / "wheels" / f"{package}-{architecture}"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--require-hashes", "--requirement", str(listed), "--find-links", str(store), "--dest", str(store)]
+    command += ["--only-binary=:all:", "--python-version=3.11", "--implementation=cp", "--abi=abi3", "--abi=none"]
+    command += [f"--platform={tag}" for tag in PLATFORMS[architecture]]
+    subprocess.run(command, check=True)
+    names = [line.split("==") for line in listed.read_text().splitlines() if "==" in line]
+    for name, rest in names:
+        (wheel,) = store.glob(f"{name.replace('-', '_')}-{rest.split()[0]}-*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            for member in _wanted(archive):
+                archive.extract(member, into)
+
+
+def _wanted(archive: zipfile.ZipFile) -> Iterator[str]:
+    names = [one for one in archive.namelist() if not one.endswith("/")]
+    kept = _newest_of_services(names)
+    for name in names:
+        left_out = any(fnmatch(name, pattern) for pattern in LEFT_OUT)
+        if not left_out and (not (found := _SERVICE.match(name)) or found[0] in kept):
+            yield name
+
+
+_SERVICE = re.compile(r"(?:botocore|boto3)/data/(?P<service>[^/]+)/[^/]+/")
+"""The directory of one version of one service's interface; the files beside the services lie higher."""
+
+
+def _newest_of_services(names: Iterable[str]) -> set[str]:
+    """Of each service that we need the directory of its newest version; the dates they are called by sort."""
+    newest: dict[str, str] = {}
+    for found in filter(None, map(_SERVICE.match, sorted(names))):
+        newest[found["service"]] = found[0]
+    return {directory for service, directory in newest.items() if service in SERVICES}

@@ -1,0 +1,185 @@
+"""The life of the deb in a fresh Debian: added from the signed repository, upgraded, taken back, removed, purged."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from guestagent import __version__
+from tests.packaging.conftest import NEXT, Repository
+from tests.packaging.machine import Machine
+
+CONFIG = "/etc/guestagent/guestagent.toml"
+SOURCES = "/etc/apt/sources.list.d/guestagent.sources"
+ENABLED = "/etc/systemd/system/multi-user.target.wants/guestagent.service"
+UPDATE = ("apt-get", "update", "-q", "-o", "APT::Update::Error-Mode=any")
+SDK = """
+import boto3, requests, tenacity
+session = boto3.session.Session("x", "x", region_name="eu-west-1")
+print([session.client(name) for name in ("ec2", "elbv2", "sts")])
+"""
+"""What `mirror` asks of guestagent-cloud."""
+INSTALL = ("apt-get", "install", "-q", "-y", "--no-install-recommends")
+
+
+@pytest.fixture
+def added(machine: Machine, repository: Repository) -> Iterator[Machine]:
+    """A machine that has the repository's file and knows its packages; in the end it has neither."""
+    machine.write(SOURCES, (repository.directory / "guestagent.sources").read_text())
+    machine.run(*UPDATE)
+    yield machine
+    machine.run("apt-get", "purge", "-q", "-y", "guestagent", "guestagent-cloud", check=False)
+    machine.path(SOURCES).unlink()
+    machine.run(*UPDATE)
+
+
+def version_of(machine: Machine) -> str:
+    """What the installed command says."""
+    return machine.run("guestagent", "--version").stdout.split()[-1]
+
+
+@pytest.mark.root
+def test_a_purge_leaves_nothing(added: Machine) -> None:
+    """After install, a run as the service would, and purge, files, users and groups are what they were."""
+    files, accounts = added.files(), added.accounts()
+    added.run(*INSTALL, "guestagent", "guestagent-cloud")
+    installed = added.files() - files
+    added.run("systemctl", "enable", "guestagent")
+    added.path("/run/guestagent").mkdir()
+    said = added.run("guestagent", "--version").stdout
+    added.run("sh", "-c", f"PYTHONPATH=/usr/share/guestagent-cloud python3 -c '{SDK}'")
+    user = added.run("getent", "passwd", "guestagent").stdout
+    added.run("apt-get", "purge", "-q", "-y", "guestagent", "guestagent-cloud")
+
+    assert f"guestagent {NEXT}\n" == said
+    assert user.endswith(":/usr/sbin/nologin\n")
+    assert {"/usr/bin/guestagent", CONFIG, "/usr/share/man/man1/guestagent.1.gz"} <= installed
+    assert set() == added.files() - files
+    assert set() == files - added.files()
+    assert accounts == added.accounts()
+
+
+@pytest.mark.root
+def test_captures_outlive_a_purge(added: Machine) -> None:
+    """What a collector wrote is its owner's: it stays, and so does the user it belongs to."""
+    added.run(*INSTALL, "guestagent")
+    added.write("/var/lib/guestagent/captures/web-1/1.pcapng", "x")
+    said = added.run("apt-get", "purge", "-q", "-y", "guestagent").stdout
+    kept = added.path("/var/lib/guestagent/captures/web-1/1.pcapng")
+
+    assert kept.exists()
+    assert "captures are kept in /var/lib/guestagent" in said
+    assert added.run("getent", "passwd", "guestagent").stdout
+    kept.unlink()
+    added.run("rm", "-r", "/var/lib/guestagent")
+    added.run("userdel", "guestagent")
+
+
+@pytest.mark.root
+def test_the_first_start_says_what_to_set(added: Machine) -> None:
+    """Nothing is enabled, the install says what to do, and the service's own command ends with the sentence and 2."""
+    said = added.run(*INSTALL, "guestagent").stdout
+    (command,) = re.findall(r"(?m)^ExecStart=(.*)$", added.path("/lib/systemd/system/guestagent.service").read_text())
+    started = added.run(
+        "setpriv", "--reuid=guestagent", "--regid=guestagent", "--clear-groups", *command.split(), check=False
+    )
+    collector = added.run("guestagent", "collect", "--config", "/etc/guestagent/collect.toml", check=False)
+
+    assert f"set 'to' in {CONFIG}, then: systemctl enable --now guestagent" in said
+    assert not added.path(ENABLED).is_symlink()
+    assert 2 == started.returncode == collector.returncode
+    assert f"guestagent: {CONFIG}: to: no destination" in started.stdout
+    assert "no --listen" in collector.stdout
+
+
+@pytest.mark.root
+def test_a_config_with_a_destination_is_enabled(added: Machine) -> None:
+    """Laid before the package, as cloud-init does, it is kept and the service is enabled without another command."""
+    added.write(CONFIG, 'to = "tls://collector.example.net"\n')
+    added.run(*INSTALL, "-o", "Dpkg::Options::=--force-confold", "guestagent")
+
+    assert 'to = "tls://collector.example.net"\n' == added.path(CONFIG).read_text()
+    assert added.path(ENABLED).is_symlink()
+    added.run("apt-get", "purge", "-q", "-y", "guestagent")
+    assert not added.path(ENABLED).is_symlink()
+
+
+@pytest.mark.root
+def test_upgrade_and_downgrade_keep_the_config(added: Machine) -> None:
+    """There and back: the edited config and the enabled service stay, and byte-code is that of the files in force."""
+    added.run(*INSTALL, f"guestagent={__version__}-1")
+    edited = added.path(CONFIG).read_text().replace("to = []", 'to = "tcp://10.0.0.9"')
+    added.path(CONFIG).write_text(edited)
+    added.run("systemctl", "enable", "guestagent")
+    versions = [version_of(added)]
+    for wanted in (f"guestagent={NEXT}-1", f"guestagent={__version__}-1"):
+        added.run(*INSTALL, "--allow-downgrades", wanted)
+        versions.append(version_of(added))
+    cached = {path.name for path in added.path("/usr/lib/guestagent/guestagent/__pycache__").iterdir()}
+
+    assert [__version__, NEXT, __version__] == versions
+    assert edited == added.path(CONFIG).read_text()
+    assert added.path(ENABLED).is_symlink()
+    assert "cli.cpython-311.pyc" in cached
+
+
+def altered(path: Path) -> bytes:
+    """Change one byte in the middle of a file; what it was."""
+    before = path.read_bytes()
+    half = len(before) // 2
+    path.write_bytes(before[:half] + bytes([before[half] ^ 1]) + before[half + 1 :])
+    return before
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("name", ["InRelease", "main/binary-amd64/Packages.gz"])
+def test_altered_metadata_is_refused(added: Machine, repository: Repository, name: str) -> None:
+    """One other byte in what is signed, or in what that lists, and apt-get update fails."""
+    path = repository.directory / "apt/dists/stable" / name
+    plain = path.with_suffix("")
+    hidden = plain.rename(plain.with_name("hidden")) if name.endswith(".gz") else None
+    added.run("sh", "-c", "rm -rf /var/lib/apt/lists/*")
+    before = altered(path)
+    said = added.run(*UPDATE, check=False)
+    path.write_bytes(before)
+    if hidden:
+        hidden.rename(plain)
+
+    assert 100 == said.returncode, said.stdout
+    assert re.search("invalid|not valid|BADSIG|NOSPLIT|not signed|Hash Sum mismatch", said.stdout), said.stdout
+    added.run(*UPDATE)
+
+
+@pytest.mark.root
+def test_an_altered_package_is_refused(added: Machine, repository: Repository) -> None:
+    """One other byte in the deb, and apt does not unpack it."""
+    path = repository.directory / f"apt/pool/guestagent_{NEXT}-1_amd64.deb"
+    before = altered(path)
+    added.run("apt-get", "clean")
+    said = added.run(*INSTALL, "guestagent", check=False)
+    path.write_bytes(before)
+
+    assert 100 == said.returncode
+    assert "Hash Sum mismatch" in said.stdout
+    assert not added.path("/usr/bin/guestagent").exists()
+
+
+@pytest.mark.root
+def test_another_key_is_refused(added: Machine, repository: Repository, tmp_path: Path) -> None:
+    """A Release that somebody else signed is not taken, whatever it lists."""
+    home = tmp_path / "gnupg"
+    home.mkdir(mode=0o700)
+    environment = {**repository.environment, "GNUPGHOME": str(home)}
+    gpg = ["gpg", "--batch", "--yes", "--quiet", "--passphrase", ""]
+    subprocess.run([*gpg, "--quick-generate-key", "other", "ed25519", "sign", "never"], env=environment, check=True)
+    dist = repository.directory / "apt/dists/stable"
+    before = (dist / "InRelease").read_bytes()
+    subprocess.run([*gpg, "--clearsign", "-o", "InRelease", "Release"], cwd=dist, env=environment, check=True)
+    subprocess.run(["gpgconf", "--kill", "all"], env=environment, check=False)
+    said = added.run(*UPDATE, check=False)
+    (dist / "InRelease").write_bytes(before)
+
+    assert 100 == said.returncode
+    assert "NO_PUBKEY" in said.stdout

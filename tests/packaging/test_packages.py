@@ -1,0 +1,151 @@
+"""What is in the packages: the same bytes each time, nothing that linters mind, every file with its purpose."""
+
+import gzip
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from guestagent import __version__
+from tests.packaging.conftest import NEXT, Repository, script
+from tests.repo.source import ROOT
+
+KINDS = ("guestagent_*_amd64.deb", "guestagent_*_arm64.deb", "guestagent-cloud_*_all.deb")
+KINDS_RPM = ("guestagent-[0-9]*.x86_64.rpm", "guestagent-[0-9]*.aarch64.rpm", "guestagent-cloud-*.noarch.rpm")
+
+
+def sums(directory: Path) -> dict[str, str]:
+    """Name and hash of each file."""
+    return {one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in directory.iterdir()}
+
+
+def test_the_same_input_gives_the_same_bytes(built: Path, tmp_path: Path) -> None:
+    """Two builds of one commit, in two directories, are equal; all kinds are there."""
+    script("packages.py", "--into", str(tmp_path / "again"))
+
+    assert sums(built) == sums(tmp_path / "again")
+    for kind in KINDS + KINDS_RPM:
+        assert 1 == len([*built.glob(kind)]), kind
+
+
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[2]])
+def test_lintian_is_content(built: Path, kind: str) -> None:
+    """No error, warning or hint but those that packaging/lint answers with a reason, and none of these is stale."""
+    if shutil.which("lintian") is None:
+        pytest.skip("lintian is not installed")
+    (path,) = built.glob(kind)
+    command = ["lintian", "--allow-root", "--display-info", "--fail-on", "error,warning,info", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert 0 == done.returncode, done.stdout + done.stderr
+    assert not re.findall("(?m)^[EWI]: .*", done.stdout)
+
+
+def test_rpmlint_is_content(built: Path) -> None:
+    """No error or warning but those that packaging/lint answers with a reason."""
+    if shutil.which("rpmlint") is None:
+        pytest.skip("rpmlint is not installed")
+    command = ["rpmlint", "-c", str(ROOT / "packaging/lint/rpmlint.toml"), *map(str, sorted(built.glob("*.rpm")))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert "0 errors, 0 warnings" in done.stdout, done.stdout
+
+
+def test_the_base_package_is_light(built: Path) -> None:
+    """Below 3 MB installed, without an SDK, and both formats carry the same files beside their documents."""
+    (deb,) = built.glob(KINDS[0])
+    (rpm,) = built.glob(KINDS_RPM[0])
+    size = subprocess.run(["dpkg-deb", "-f", str(deb), "Installed-Size"], capture_output=True, text=True, check=True)
+    listed = subprocess.run(["dpkg-deb", "-c", str(deb)], capture_output=True, text=True, check=True).stdout
+    in_deb = {line.split()[-1].removeprefix(".") for line in listed.splitlines() if not line.endswith("/")}
+    in_rpm = {*subprocess.run(["rpm", "-qlp", str(rpm)], capture_output=True, text=True, check=True).stdout.split()}
+    own = re.compile(r"/usr/share/(doc|lintian|licenses)/")
+
+    assert int(size.stdout) < 3_000
+    assert not [name for name in in_deb if re.search("/(boto|requests|cryptography|scapy)", name)]
+    assert {name for name in in_deb if not own.match(name)} <= in_rpm
+
+
+def test_the_bill_of_materials_names_what_travels(built: Path) -> None:
+    """CycloneDX with each pinned library, by version, and the package itself."""
+    (deb,) = built.glob(KINDS[0])
+    place = "./usr/share/doc/guestagent/sbom.cdx.json"
+    packed = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(deb)], capture_output=True, check=True).stdout
+    text = subprocess.run(["tar", "-xO", place], input=packed, capture_output=True, check=True).stdout
+    bill = json.loads(text)
+    pinned = re.findall(r"(?m)^([a-z-]+)==(\S+)", (ROOT / "packaging/vendor/guestagent.txt").read_text())
+
+    assert "CycloneDX" == bill["bomFormat"]
+    assert ("guestagent", __version__) == (
+        bill["metadata"]["component"]["name"],
+        bill["metadata"]["component"]["version"],
+    )
+    assert sorted(pinned) == sorted((one["name"].replace("_", "-"), one["version"]) for one in bill["components"])
+
+
+@pytest.mark.parametrize("page", ["guestagent.1", "guestagent-mirror.1", "guestagent.toml.5"])
+def test_a_manual_page_reads(built: Path, page: str, tmp_path: Path) -> None:
+    """man sets each page without a warning, and it has a name that apropos finds."""
+    packed = ROOT / f"build/stage/guestagent-amd64/documents/man{page[-1]}/{page}.gz"
+    path = tmp_path / page
+    path.write_bytes(gzip.decompress(packed.read_bytes()))
+    done = subprocess.run(
+        ["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", str(path)], capture_output=True, check=False
+    )
+    named = subprocess.run(["lexgrog", str(path)], capture_output=True, text=True, check=False)
+
+    assert b"" == done.stderr
+    assert f'"{page[:-2]} - ' in named.stdout
+
+
+def test_the_shell_completes(built: Path) -> None:
+    """bash offers verbs, and of a verb its flags, from what the package lays."""
+    script = ROOT / "build/stage/guestagent-amd64/root/usr/share/bash-completion/completions/guestagent"
+    asked = """
+        source "$1"
+        COMP_WORDS=(guestagent ru) COMP_CWORD=1; _shtab_guestagent guestagent ru guestagent; echo "${COMPREPLY[@]}"
+        COMP_WORDS=(guestagent run --inter) COMP_CWORD=2
+        _shtab_guestagent guestagent --inter run; echo "${COMPREPLY[@]}"
+    """
+    done = subprocess.run(["bash", "-c", asked, "bash", str(script)], capture_output=True, text=True, check=True)
+
+    assert "run\n--interface\n" == done.stdout
+
+
+def test_a_release_is_complete(repository: Repository) -> None:
+    """Wheel, sdist, packages and bills of materials stand in SHA256SUMS, which is right and signed."""
+    release = repository.directory.parent / NEXT
+    checked = subprocess.run(
+        ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=release, capture_output=True, text=True, check=False
+    )
+    verified = subprocess.run(
+        ["gpg", "--verify", "SHA256SUMS.asc", "SHA256SUMS"],
+        cwd=release,
+        env=repository.environment,
+        capture_output=True,
+        check=False,
+    )
+    names = {one.name for one in release.iterdir()} - {"SHA256SUMS", "SHA256SUMS.asc"}
+
+    assert 0 == checked.returncode == verified.returncode
+    assert names == {line.split(":")[0] for line in checked.stdout.splitlines()}
+    assert {f"guestagent-{NEXT}-py3-none-any.whl", f"guestagent-{NEXT}.tar.gz", f"guestagent-{NEXT}.cdx.json"} <= names
+    assert 6 == len([name for name in names if name.endswith((".deb", ".rpm"))])
+
+
+def test_a_release_without_its_changelog_is_refused() -> None:
+    """The version of this checkout has no part of its own in CHANGELOG.md yet: one sentence, nothing built."""
+    if f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text():
+        pytest.skip("this is a release")
+    command = [sys.executable, str(ROOT / "packaging/release.py"), "--key", "x", "--url", "http://x"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert 1 == done.returncode
+    assert (
+        f"CHANGELOG.md has no part [{__version__}]: name what is Unreleased by version and date first\n" == done.stderr
+    )
