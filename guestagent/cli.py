@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from guestagent import __version__
 from guestagent.errors import ConfigError, GuestagentError, HostError
-from guestagent.flags import COLLECT_OPTIONS, MIRROR_OPTIONS, RUN_OPTIONS, SWITCH, Option, option
+from guestagent.flags import CLOUD_INIT_OPTIONS, COLLECT_OPTIONS, MIRROR_OPTIONS, RUN_OPTIONS, SWITCH, Option, option
 
 Flags = dict[str, Any]
 
@@ -77,6 +77,12 @@ def _demo(flags: Flags) -> int:
     return demo(flags["seconds"])
 
 
+def _cloud_init(flags: Flags) -> int:
+    from guestagent.cloudinit.command import render
+
+    return render(flags)
+
+
 def _mirror(flags: Flags) -> int:
     from guestagent.mirror.command import mirror
 
@@ -136,6 +142,13 @@ VERBS: dict[str, Verb] = {
         _demo,
         "two hosts in network namespaces: traffic, agent, collector, result",
         (option("--seconds", type=float, default=8.0, metavar="N", help="how long traffic runs; default: 8"),),
+    ),
+    "cloud-init": Verb(
+        _cloud_init,
+        "what brings the agent to a new VM, as user-data or vendor-data",
+        CLOUD_INIT_OPTIONS,
+        "example:\n  guestagent cloud-init render --family apt --repository https://packages.example/guestagent \\\n"
+        "      --repository-key guestagent.asc --to tls://collector.example --ca ca.crt -o user-data",
     ),
     "mirror": Verb(
         _mirror,

@@ -61,6 +61,11 @@ RUN_OPTIONS = (
     METRICS,
     LOG,
 )
+_FLEET_FLAGS = {
+    *("--interface", "--to", "--filter", "--slice", "--keep", "--cpu", "--rate", "--packets", "--yield", "--full"),
+    *("--ring", "--metrics", "--allow-cleartext"),
+}
+"""What may be the same on many VMs."""
 COLLECT_OPTIONS = (
     CONFIG,
     option(
@@ -107,4 +112,16 @@ MIRROR_OPTIONS = (
     option("--dry-run", **SWITCH, help="change nothing, and ask the provider whether each step is permitted"),
     option("--yes", **SWITCH, help="delete without asking"),
     option("--json", **SWITCH, help="one JSON document, schema guestagent.mirror/1"),
+)
+CLOUD_INIT_OPTIONS = (
+    option("action", choices=("render",), help="write it"),
+    option("--form", choices=("user-data", "vendor-data", "openstack"), default="user-data", help="default: user-data"),
+    option("--family", choices=("apt", "dnf"), required=True, help="Debian and Ubuntu, or RHEL, Fedora and Amazon"),
+    option("--repository", metavar="URL", required=True, help="where what `make repo` made is served"),
+    option("--repository-key", metavar="FILE", required=True, help="its public key"),
+    option("--pin", metavar="VERSION", help="stay at this version"),
+    option("--proxy", metavar="URL", help="to the repository"),
+    option("--ca", metavar="FILE", help="PEM: the authority of the collectors, for tls://"),
+    *(one for one in RUN_OPTIONS if one.names[-1] in _FLEET_FLAGS),
+    option("-o", "--output", metavar="FILE", help="default: standard output"),
 )

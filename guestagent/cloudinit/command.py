@@ -1,0 +1,99 @@
+"""`guestagent cloud-init render`: flags and the files they name become one text."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from guestagent.cloudinit.recipe import CA_PATH, CERT_PATH, FAMILIES, KEY_PATH, Recipe
+from guestagent.cloudinit.render import FORMS
+from guestagent.config import load_run
+from guestagent.errors import ConfigError, RunError
+
+SETTINGS = (
+    *("to", "interface", "filter", "slice", "keep", "seed", "dedupe"),
+    *("cpu", "rate", "packets", "yield", "full", "ring", "metrics", "allow_cleartext"),
+)
+"""Flags that become keys of the agent's config under the same name."""
+MOST_FILE_BYTES = 12 * 1024
+"""EC2 takes 16 KB of user-data, the least of the clouds."""
+_VERSION = re.compile(r"[0-9][A-Za-z0-9.+~]{0,63}")
+_PLAIN = re.compile(r"[\n\r\x20-\x7e]*")
+
+
+def render(flags: dict[str, Any]) -> int:
+    """Write the text to --output or to standard output. Raises ConfigError, RunError."""
+    text = FORMS[flags["form"]](recipe_of(flags), flags["family"])
+    if not flags["output"]:
+        sys.stdout.write(text)
+        return 0
+    try:
+        Path(flags["output"]).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"--output: {flags['output']} can't be written: {error.strerror}") from error
+    return 0
+
+
+def recipe_of(flags: dict[str, Any]) -> Recipe:
+    """The recipe that the flags ask for, checked as the agent will check it. Raises ConfigError."""
+    settings = {key: flags[key] for key in SETTINGS if flags.get(key) is not None}
+    if not settings.get("to"):
+        raise ConfigError("no --to: name the collector that the agents send to, as tls://collector.example")
+    if ca := _pem(flags.get("ca") or "", "--ca", "CERTIFICATE"):
+        settings["tls"] = {"ca": CA_PATH, "cert": CERT_PATH, "key": KEY_PATH}
+    load_run(None, {**settings, **{f"tls_{key}": value for key, value in settings.pop("tls", {}).items()}})
+    return Recipe(
+        repository=_url(flags["repository"], "--repository"),
+        repository_key=_pem(flags["repository_key"], "--repository-key", "PGP PUBLIC KEY BLOCK"),
+        settings=settings,
+        version=_version(flags.get("pin") or ""),
+        proxy=_url(flags["proxy"], "--proxy") if flags.get("proxy") else "",
+        ca=ca,
+    )
+
+
+def _url(text: str, where: str) -> str:
+    """An http or https URL without its last slash; it becomes a line of a package manager's settings."""
+    try:
+        parts = urlsplit(text)
+        well = (
+            parts.scheme in {"http", "https"}
+            and parts.hostname
+            and not set(text) & set(" \"'\\;$`")
+            and text.isprintable()
+        )
+    except ValueError:
+        well = False
+    if not well:
+        raise ConfigError(f"{where}: {text!r} is no URL: write http://HOST/PATH or https://HOST/PATH")
+    if parts.password or parts.username:
+        raise ConfigError(
+            f"{where}: a name or password in the URL would be readable by everybody on the VM: leave it out"
+        )
+    return text.rstrip("/")
+
+
+def _version(text: str) -> str:
+    if text and not _VERSION.fullmatch(text):
+        raise ConfigError(f"--pin: {text!r} is no version: write it as 1.2.3")
+    return text
+
+
+def _pem(path: str, where: str, kind: str) -> str:
+    """The armoured text in a file; empty for none. What is named KEY without PUBLIC is refused."""
+    if not path:
+        return ""
+    try:
+        with open(path, encoding="ascii") as file:
+            text = file.read(MOST_FILE_BYTES + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigError(f"{where}: {path} can't be read: {reason}") from error
+    if "PRIVATE KEY" in text:
+        raise ConfigError(
+            f"{where}: {path} holds a private key, which everybody on the VM could read: give the public one"
+        )
+    if f"-----BEGIN {kind}-----" not in text or len(text) > MOST_FILE_BYTES or not _PLAIN.fullmatch(text):
+        raise ConfigError(f"{where}: {path} holds no {kind} in ASCII armour")
+    return text
