@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from guestagent.cloudinit.recipe import CA_PATH, CERT_PATH, FAMILIES, KEY_PATH, Recipe
+from guestagent.cloudinit.recipe import CA_PATH, CERT_PATH, KEY_PATH, Recipe
 from guestagent.cloudinit.render import FORMS
 from guestagent.config import load_run
 from guestagent.errors import ConfigError, RunError
@@ -24,15 +24,19 @@ _PLAIN = re.compile(r"[\n\r\x20-\x7e]*")
 
 def render(flags: dict[str, Any]) -> int:
     """Write the text to --output or to standard output. Raises ConfigError, RunError."""
-    text = FORMS[flags["form"]](recipe_of(flags), flags["family"])
-    if not flags["output"]:
-        sys.stdout.write(text)
-        return 0
-    try:
-        Path(flags["output"]).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"--output: {flags['output']} can't be written: {error.strerror}") from error
+    write(FORMS[flags["form"]](recipe_of(flags), flags["family"]), flags["output"] or "", "--output")
     return 0
+
+
+def write(text: str, path: str, where: str) -> None:
+    """Into a file, or to standard output. Raises RunError."""
+    if not path:
+        sys.stdout.write(text)
+        return
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{where}: {path} can't be written: {error.strerror}") from error
 
 
 def recipe_of(flags: dict[str, Any]) -> Recipe:
@@ -40,9 +44,15 @@ def recipe_of(flags: dict[str, Any]) -> Recipe:
     settings = {key: flags[key] for key in SETTINGS if flags.get(key) is not None}
     if not settings.get("to"):
         raise ConfigError("no --to: name the collector that the agents send to, as tls://collector.example")
-    if ca := _pem(flags.get("ca") or "", "--ca", "CERTIFICATE"):
-        settings["tls"] = {"ca": CA_PATH, "cert": CERT_PATH, "key": KEY_PATH}
-    load_run(None, {**settings, **{f"tls_{key}": value for key, value in settings.pop("tls", {}).items()}})
+    ca = _pem(flags.get("ca") or "", "--ca", "CERTIFICATE")
+    if not ca and any(str(one).startswith("tls:") for one in settings["to"]):
+        raise ConfigError(
+            "no --ca: tls:// needs the authority that vouches for the collector, `guestagent pki` makes one"
+        )
+    tls = {"ca": CA_PATH, "cert": CERT_PATH, "key": KEY_PATH} if ca else {}
+    load_run(None, {**settings, **{f"tls_{key}": path for key, path in tls.items()}})
+    if tls:
+        settings["tls"] = tls
     return Recipe(
         repository=_url(flags["repository"], "--repository"),
         repository_key=_pem(flags["repository_key"], "--repository-key", "PGP PUBLIC KEY BLOCK"),

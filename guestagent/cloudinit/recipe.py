@@ -1,4 +1,4 @@
-"""What a new machine gets, for each family of package managers: files before and after the installation, commands. Pure.
+"""What a new machine gets, by family of package managers: files before and after the installation, commands. Pure.
 
 Every process on a VM may read its user-data from the metadata service: no lasting secret goes into it.
 """

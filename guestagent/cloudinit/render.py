@@ -1,7 +1,7 @@
 """A recipe as text that cloud-init takes. Pure.
 
-User-data is a cloud-config. Vendor-data is a shell script: lists of a cloud-config that the user's own has, too, such as
-`packages` and `runcmd`, would be dropped, while cloud-init runs a vendor's scripts beside whatever the user asks.
+User-data is a cloud-config. Vendor-data is a shell script: of a vendor's cloud-config cloud-init drops each list that
+the user's own has, too, such as `packages` and `runcmd`, but it runs a vendor's script beside whatever the user asks.
 """
 
 import json
@@ -69,7 +69,8 @@ def _entry(file: File) -> list[str]:
         f"    owner: {file.owner}",
         f'    permissions: "{file.mode}"',
         *(["    defer: true"] if file.owner == OWN else []),
-        "    content: |",
+        # The indentation is said: a first line of the text may begin with spaces of its own.
+        "    content: |2",
         *(f"      {line}" if line else "" for line in file.text.rstrip("\n").split("\n")),
     ]
 

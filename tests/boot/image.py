@@ -25,12 +25,13 @@ _SETTINGS = {
     "etc/initramfs-tools/conf.d/small": "MODULES=list\nCOMPRESS=zstd\n",
     "etc/initramfs-tools/modules": "virtio_pci\nvirtio_blk\next4\n",
     "etc/fstab": "/dev/vda / ext4 defaults,noatime 0 1\n",
-    # Its Debian mirror is out of the lab's reach, which has no way out.
-    "etc/cloud/cloud.cfg.d/90_lab.cfg": "apt:\n  preserve_sources_list: true\ndatasource_list: [NoCloud, None]\n",
+    # Debian's mirror is out of the lab's reach, which has no way out; locales are not installed.
+    "etc/cloud/cloud.cfg.d/90_lab.cfg": "apt:\n  preserve_sources_list: true\nlocale: false\n",
 }
 _AFTERWARDS = (
     'rm -f "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/*',
     'chroot "$1" systemctl mask apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer',
+    'chroot "$1" systemctl enable systemd-networkd',
     ': > "$1/etc/machine-id"',
 )
 
@@ -46,7 +47,7 @@ class Image:
 
 def cached() -> Image:
     """The image of this recipe, made where it is not there yet; needs root and a Debian mirror then."""
-    recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    recipe = hashlib.sha256(repr((PACKAGES, DISK_BYTES, _SETTINGS, _AFTERWARDS)).encode()).hexdigest()[:16]
     root = Path(os.environ.get("XDG_CACHE_HOME") or "/var/cache") / "guestagent-test"
     place = root / f"boot-{SUITE}-{recipe}"
     if not place.exists():
@@ -73,11 +74,9 @@ def _make(place: Path) -> None:
         path.write_text(text)
     skipped = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "doc", "locale")]
     sys.stdout.write(f"boot image: making {place.parent}, about two minutes\n")
-    subprocess.run(
-        ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(PACKAGES)}", *skipped]
-        + [f"--essential-hook=copy-in {settings}/etc /", *hooks, SUITE, str(root)],
-        check=True,
-    )
+    options = [f"--include={','.join(PACKAGES)}", *skipped, f"--essential-hook=copy-in {settings}/etc /", *hooks]
+    command = ["mmdebstrap", "--mode=root", "--variant=minbase", *options, SUITE, str(root)]
+    subprocess.run(command, check=True)
     shutil.copy(next((root / "boot").glob("vmlinuz-*")), place / "vmlinuz")
     shutil.copy(next((root / "boot").glob("initrd.img-*")), place / "initrd.img")
     with (place / "disk").open("wb") as disk:

@@ -48,14 +48,11 @@ class Vm:
         disk = directory / "disk.qcow2"
         _run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", image.disk, disk)
         seed = _seed(directory, {"user-data": user_data, "vendor-data": vendor_data})
-        host.run(["ip", "tuntap", "add", TAP, "mode", "tap", "vnet_hdr"])
-        host.run(["ip", "address", "add", f"{HOST_ADDRESS}/24", "dev", TAP])
-        host.run(["ip", "link", "set", TAP, "up"])
         self.started_at = time.time()
         self.process = host.popen(
             [
                 *("qemu-system-x86_64", "-nodefaults", "-display", "none", "-M", "pc", "-accel", "tcg,thread=multi"),
-                *("-cpu", "max", "-smp", "2", "-m", str(MEMORY_MB)),
+                *("-cpu", "max,svm=off", "-smp", "2", "-m", str(MEMORY_MB)),
                 *("-kernel", str(image.kernel), "-initrd", str(image.initramfs)),
                 *("-append", "root=/dev/vda rw console=ttyS0 panic=-1"),
                 *("-drive", f"file={disk},if=virtio,cache=unsafe", "-drive", f"file={seed},if=virtio,format=raw"),
@@ -119,30 +116,45 @@ class Vm:
             # What an earlier connection left unread comes first; the answer to this number ends it.
             number = int.from_bytes(os.urandom(4), "big")
             with wire.makefile("rwb", buffering=0) as lines:
-                lines.write(b"\xff" + json.dumps({"execute": "guest-sync-delimited", "arguments": {"id": number}}).encode() + b"\n")
+                lines.write(
+                    b"\xff"
+                    + json.dumps({"execute": "guest-sync-delimited", "arguments": {"id": number}}).encode()
+                    + b"\n"
+                )
                 while True:
                     line = lines.readline().rpartition(b"\xff")[2]
                     if not line:
                         raise OSError("the guest agent closed the line")
                     if line.strip() and json.loads(line).get("return") == number:
                         break
-                lines.write(json.dumps({"execute": what, "arguments": arguments}).encode() + b"\n")
+                lines.write(_line(what, arguments))
                 answer = json.loads(lines.readline() or b"{}")
         if "return" not in answer:
             raise ValueError(f"{what}: {answer}")
         return answer["return"]
 
 
+def lay_cable(host: Host) -> None:
+    """The host's end of the VM's NIC, up and with its address."""
+    host.run(["ip", "tuntap", "add", TAP, "mode", "tap", "vnet_hdr"])
+    host.run(["ip", "address", "add", f"{HOST_ADDRESS}/24", "dev", TAP])
+    host.run(["ip", "link", "set", TAP, "up"])
+
+
 @contextmanager
 def booted(host: Host, image: Image, directory: Path, user_data: str, vendor_data: str = "") -> Iterator[Vm]:
-    """A VM that is up; killed at the end."""
+    """A VM that has just been switched on; killed at the end."""
     vm = Vm(host, image, directory, user_data, vendor_data)
     try:
-        vm.wait_until_up()
         yield vm
     finally:
         vm.process.kill()
         vm.process.wait()
+
+
+def _line(what: str, arguments: Mapping[str, Any]) -> bytes:
+    """A command of the qemu guest agent (qemu: qga/qapi-schema.json)."""
+    return json.dumps({"execute": what, "arguments": arguments}).encode() + b"\n"
 
 
 def _seed(directory: Path, files: Mapping[str, str]) -> Path:

@@ -38,7 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Of capture the collector knows the layout of a record alone.
     "collector": WORDS | {"loop", "tapstream", "encap", "links", "endpoint", "capture.block", "rlimits"},
     "observe": WORDS | {"loop"},
-    "mirror": WORDS | {"config"},
+    "mirror": WORDS | {"config", "cloudinit"},
+    "cloudinit": WORDS | {"config"},
     # The lab starts the command as a user would, in a process of its own.
     "lab": WORDS,
     # desk
@@ -76,6 +77,8 @@ PURE = (
     "collector/foreign.py",
     "collector/summary.py",
     "collector/sinks/pcapng.py",
+    "cloudinit/recipe.py",
+    "cloudinit/render.py",
     "mirror/spec.py",
     "mirror/plan.py",
 )
