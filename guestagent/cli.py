@@ -83,6 +83,16 @@ def _cloud_init(flags: Flags) -> int:
     return render(flags)
 
 
+def _support_bundle(flags: Flags) -> int:
+    from pathlib import Path
+
+    from guestagent.bundle import CONFIGS, write_bundle
+
+    configs = [Path(one) for one in flags["config"] or ()] or sorted(CONFIGS.glob("*.toml"))
+    print(write_bundle(flags["output"] or "", configs))
+    return 0
+
+
 def _mirror(flags: Flags) -> int:
     from guestagent.mirror.command import mirror
 
@@ -149,6 +159,14 @@ VERBS: dict[str, Verb] = {
         CLOUD_INIT_OPTIONS,
         "example:\n  guestagent cloud-init render --family apt --repository https://packages.example/guestagent \\\n"
         "      --repository-key guestagent.asc --to tls://collector.example --ca ca.crt -o user-data",
+    ),
+    "support-bundle": Verb(
+        _support_bundle,
+        "status, logs, versions and config in one file, without secrets or payload",
+        (
+            option("-c", "--config", action="append", metavar="FILE", help="default: all in /etc/guestagent"),
+            option("-o", "--output", metavar="FILE", help="default: guestagent-support-HOST-TIME.tar.gz"),
+        ),
     ),
     "mirror": Verb(
         _mirror,

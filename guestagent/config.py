@@ -187,6 +187,7 @@ _COLLECT_KEYS: dict[str, Callable[[Any, str], Any]] = {
     "fsync": values.switch,
     "collector_id": values.name,
 }
+KNOWN_KEYS = frozenset({*_RUN_KEYS, *_COLLECT_KEYS})
 
 
 _FIELDS = {"yield": "yields"}

@@ -67,20 +67,13 @@ def _url(text: str, where: str) -> str:
     """An http or https URL without its last slash; it becomes a line of a package manager's settings."""
     try:
         parts = urlsplit(text)
-        well = (
-            parts.scheme in {"http", "https"}
-            and parts.hostname
-            and not set(text) & set(" \"'\\;$`")
-            and text.isprintable()
-        )
-    except ValueError:
-        well = False
-    if not well:
+        is_plain = text.isprintable() and not set(text) & set(" \"'\\;$`")
+    except ValueError as error:
+        raise ConfigError(f"{where}: {text!r} is no URL: {error}") from error
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not is_plain:
         raise ConfigError(f"{where}: {text!r} is no URL: write http://HOST/PATH or https://HOST/PATH")
     if parts.password or parts.username:
-        raise ConfigError(
-            f"{where}: a name or password in the URL would be readable by everybody on the VM: leave it out"
-        )
+        raise ConfigError(f"{where}: everybody on the VM could read the name or password in the URL: leave it out")
     return text.rstrip("/")
 
 
