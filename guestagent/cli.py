@@ -10,7 +10,17 @@ from typing import Any, NamedTuple
 
 from guestagent import __version__
 from guestagent.errors import ConfigError, GuestagentError, HostError
-from guestagent.flags import CLOUD_INIT_OPTIONS, COLLECT_OPTIONS, MIRROR_OPTIONS, RUN_OPTIONS, SWITCH, Option, option
+from guestagent.flags import (
+    CLOUD_INIT_OPTIONS,
+    COLLECT_OPTIONS,
+    ENROL_OPTIONS,
+    MIRROR_OPTIONS,
+    PKI_OPTIONS,
+    RUN_OPTIONS,
+    SWITCH,
+    Option,
+    option,
+)
 
 Flags = dict[str, Any]
 
@@ -58,10 +68,19 @@ def _check(flags: Flags) -> int:
 
 
 def _pki(flags: Flags) -> int:
+    from guestagent.enrol.command import make_token, serve_authority
     from guestagent.pki import make
 
+    if served := {"token": make_token, "serve": serve_authority}.get(flags["what"]):
+        return served(flags)
     print(make(flags["what"], flags["name"] or "", flags["host"] or (), flags["dir"]))
     return 0
+
+
+def _enrol(flags: Flags) -> int:
+    from guestagent.enrol.command import enrol_here
+
+    return enrol_here(flags)
 
 
 def _merge(flags: Flags) -> int:
@@ -131,14 +150,16 @@ VERBS: dict[str, Verb] = {
     "pki": Verb(
         _pki,
         "make a small private CA for TLS, and certificates from it",
-        (
-            option("what", choices=("init", "agent", "collector"), help="the authority, or a certificate from it"),
-            option("name", nargs="?", help="the agent's id, or the collector's host name"),
-            option("--host", action="append", metavar="NAME|IP", help="another name of a collector in --to"),
-            option("--dir", default="pki", metavar="PATH", help="where everything lies; default: pki"),
-        ),
+        PKI_OPTIONS,
+        "token, serve: VMs make their own keys and get certificates with `guestagent enrol`\n\n"
         "examples:\n  guestagent pki init\n  guestagent pki collector collector-1 --host 10.0.0.9\n"
-        "  guestagent pki agent web-1",
+        "  guestagent pki agent web-1\n  guestagent pki token 'web-*' --minutes 30 --uses 20\n"
+        "  guestagent pki serve collector-1 --listen 10.0.0.9:4796",
+    ),
+    "enrol": Verb(
+        _enrol,
+        "make this VM's key, and get its certificate from `guestagent pki serve`",
+        ENROL_OPTIONS,
     ),
     "merge": Verb(
         _merge,

@@ -125,6 +125,22 @@ CLOUD_INIT_OPTIONS = (
     option("--pin", metavar="VERSION", help="stay at this version"),
     option("--proxy", metavar="URL", help="to the repository"),
     option("--ca", metavar="FILE", help="PEM: the authority of the collectors, for tls://"),
+    option("--enrol", metavar="HOST[:4796]", help="where `guestagent pki serve` gives each VM its certificate"),
+    option("--token-file", metavar="FILE", help="what `guestagent pki token` printed, for --enrol"),
     *(one for one in RUN_OPTIONS if one.names[-1] in _FLEET_FLAGS),
     option("-o", "--output", metavar="FILE", help="default: standard output"),
+)
+PKI_OPTIONS = (
+    option("what", choices=("init", "agent", "collector", "token", "serve"), help="the authority, or what it gives"),
+    option("name", nargs="?", help="the agent's id or names as 'web-*', or the collector's host name"),
+    option("--host", action="append", metavar="NAME|IP", help="another name of a collector in --to"),
+    option("--dir", default="pki", metavar="PATH", help="where everything lies; default: pki"),
+    option("--minutes", type=int, default=60, metavar="N", help="how long a token holds; default: 60"),
+    option("--uses", type=int, default=1, metavar="N", help="certificates that a token is good for; default: 1"),
+    option("--listen", metavar="HOST[:4796]", help="where to serve"),
+)
+ENROL_OPTIONS = (
+    option("authority", metavar="HOST[:4796]", help="where `guestagent pki serve` listens"),
+    option("-c", "--config", required=True, metavar="FILE", help="of the agent; its [tls] says what lies where"),
+    option("--token-file", required=True, metavar="FILE", help="what `guestagent pki token` printed; removed after"),
 )

@@ -19,6 +19,7 @@ SETTINGS = (
 MOST_FILE_BYTES = 12 * 1024
 """EC2 takes 16 KB of user-data, the least of the clouds."""
 _VERSION = re.compile(r"[0-9][A-Za-z0-9.+~]{0,63}")
+_HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?|\[[0-9a-fA-F:]{2,39}\](:[0-9]{1,5})?")
 _PLAIN = re.compile(r"[\n\r\x20-\x7e]*")
 
 
@@ -60,7 +61,23 @@ def recipe_of(flags: dict[str, Any]) -> Recipe:
         version=_version(flags.get("pin") or ""),
         proxy=_url(flags["proxy"], "--proxy") if flags.get("proxy") else "",
         ca=ca,
+        **_enrolment(flags, ca),
     )
+
+
+def _enrolment(flags: dict[str, Any], ca: str) -> dict[str, str]:
+    """The two fields of a recipe that bring a certificate."""
+    where, path = flags.get("enrol") or "", flags.get("token_file") or ""
+    if not where and not path:
+        return {}
+    if not (where and path and ca):
+        raise ConfigError("--enrol, --token-file and --ca belong together: who signs, what for, and whom to believe")
+    if not _HOST.fullmatch(where):
+        raise ConfigError(f"--enrol: {where!r} is no address: write HOST or HOST:PORT")
+    token = _read(path, "--token-file").strip()
+    if not token.isalnum():
+        raise ConfigError(f"--token-file: {path} holds no token: `guestagent pki token` makes one")
+    return {"enrol": where, "token": token}
 
 
 def _url(text: str, where: str) -> str:
@@ -87,12 +104,7 @@ def _pem(path: str, where: str, kind: str) -> str:
     """The armoured text in a file; empty for none. What is named KEY without PUBLIC is refused."""
     if not path:
         return ""
-    try:
-        with open(path, encoding="ascii") as file:
-            text = file.read(MOST_FILE_BYTES + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise ConfigError(f"{where}: {path} can't be read: {reason}") from error
+    text = _read(path, where)
     if "PRIVATE KEY" in text:
         raise ConfigError(
             f"{where}: {path} holds a private key, which everybody on the VM could read: give the public one"
@@ -100,3 +112,12 @@ def _pem(path: str, where: str, kind: str) -> str:
     if f"-----BEGIN {kind}-----" not in text or len(text) > MOST_FILE_BYTES or not _PLAIN.fullmatch(text):
         raise ConfigError(f"{where}: {path} holds no {kind} in ASCII armour")
     return text
+
+
+def _read(path: str, where: str) -> str:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read(MOST_FILE_BYTES + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigError(f"{where}: {path} can't be read: {reason}") from error

@@ -13,6 +13,7 @@ CONFIG_PATH = "/etc/guestagent/guestagent.toml"
 CA_PATH = "/etc/guestagent/ca.crt"
 CERT_PATH = "/etc/guestagent/agent.crt"
 KEY_PATH = "/etc/guestagent/agent.key"
+TOKEN_PATH = "/etc/guestagent/enrol.token"
 OWN = "root:guestagent"
 """The package makes the group, so a file with this owner is written after the installation."""
 
@@ -42,6 +43,10 @@ class Recipe:
     """URL of the proxy to the repository."""
     ca: str = ""
     """PEM of the authority that vouches for collectors."""
+    enrol: str = ""
+    """HOST:PORT of `guestagent pki serve`."""
+    token: str = ""
+    """What it asks for. In user-data everybody on the VM can read it, so it is short-lived and counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +109,17 @@ def own_files(recipe: Recipe) -> list[File]:
     files = [File(CONFIG_PATH, toml(recipe.settings), "0640", OWN)]
     if recipe.ca:
         files.insert(0, File(CA_PATH, recipe.ca, "0644", OWN))
+    if recipe.token:
+        files.append(File(TOKEN_PATH, f"{recipe.token}\n", "0600"))
     return files
 
 
-def commands(_recipe: Recipe) -> list[list[str]]:
+def commands(recipe: Recipe) -> list[list[str]]:
     """What is run at the end."""
-    return [["systemctl", "enable", "--now", "guestagent"]]
+    start = ["systemctl", "enable", "--now", "guestagent"]
+    if not recipe.enrol:
+        return [start]
+    return [["guestagent", "enrol", recipe.enrol, "--token-file", TOKEN_PATH, "--config", CONFIG_PATH], start]
 
 
 def toml(settings: Mapping[str, Any]) -> str:

@@ -16,7 +16,18 @@ from pathlib import Path
 SUITE = "bookworm"
 PACKAGES = (
     *("linux-image-cloud-amd64", "initramfs-tools", "zstd"),
-    *("systemd-sysv", "udev", "dbus", "iproute2", "cloud-init", "ca-certificates", "openssl", "gpgv", "procps"),
+    *(
+        "systemd-sysv",
+        "udev",
+        "dbus",
+        "iproute2",
+        "cloud-init",
+        "ca-certificates",
+        "openssl",
+        "gpgv",
+        "procps",
+        "locales",
+    ),
     # How the test gives commands, without a network; what makes traffic; what guestagent recommends.
     *("qemu-guest-agent", "iperf3", "netcat-openbsd", "libpcap0.8"),
 )
@@ -25,8 +36,8 @@ _SETTINGS = {
     "etc/initramfs-tools/conf.d/small": "MODULES=list\nCOMPRESS=zstd\n",
     "etc/initramfs-tools/modules": "virtio_pci\nvirtio_blk\next4\n",
     "etc/fstab": "/dev/vda / ext4 defaults,noatime 0 1\n",
-    # Debian's mirror is out of the lab's reach, which has no way out; locales are not installed.
-    "etc/cloud/cloud.cfg.d/90_lab.cfg": "apt:\n  preserve_sources_list: true\nlocale: false\n",
+    # Debian's mirror is out of the lab's reach, which has no way out; nobody logs in.
+    "etc/cloud/cloud.cfg.d/90_lab.cfg": "apt:\n  preserve_sources_list: true\nlocale: C.UTF-8\nssh_genkeytypes: []\n",
 }
 _AFTERWARDS = (
     'rm -f "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/*',

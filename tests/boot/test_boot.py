@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from guestagent import __version__
 from guestagent.lab.packets import udp_send
 from tests.boot import archive
 from tests.boot.conftest import AGENT, CONFIG, Boot
@@ -82,6 +83,7 @@ def test_cloud_init_brings_the_agent(boot: Boot) -> None:
     wait_for(boot.collected, "the VM's agent at the collector", 300.0)
     done = boot.vm.run("cloud-init status --wait --long", check=False, timeout=200.0)
 
+    assert "Valid" in boot.vm.run("cloud-init schema --system").out
     assert "status: done" in done.out, done.out + boot.vm.run("tail -n 50 /var/log/cloud-init-output.log").out
     assert "active" == boot.vm.run("systemctl is-active guestagent").out.strip()
     assert "enabled" == boot.vm.run("systemctl is-enabled guestagent").out.strip()
@@ -250,7 +252,7 @@ def test_an_upgrade_under_traffic_costs_one_restart(boot: Boot) -> None:
     held = arrived(boot, 50_000, 120 * SLOW_PER_SECOND)
     steps = [after - index for index, after in pairwise(held) if after - index > 1]
 
-    assert "0.1.0-2" == boot.vm.run("dpkg-query -W -f='${Version}' guestagent").out
+    assert f"{__version__}-2" == boot.vm.run("dpkg-query -W -f='${Version}' guestagent").out
     assert settings == boot.vm.run(f"sha256sum {CONFIG}").out
     assert before != facts_of(boot, "MainPID")
     assert len(steps) <= 1, steps

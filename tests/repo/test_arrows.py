@@ -53,6 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": EVERYTHING,
     "demo": EVERYTHING,
     "pki": WORDS | {"tapstream", "trust"},
+    "enrol": WORDS | {"config", "endpoint", "identity", "pki", "tapstream", "trust"},
     "bundle": WORDS | {"config", "identity", "observe"},
     "merge": WORDS | {"collector"},
     "__main__": EVERYTHING,
