@@ -103,9 +103,11 @@ def listen(desk: Desk, context: ssl.SSLContext, host: str, port: int) -> "Thread
             kind, _, token = self.headers.get("Authorization", "").partition(" ")
             if self.path != "/enrol" or kind != "Bearer":
                 raise Refusal(404, "POST /enrol with a bearer token is all that is served here")
-            if not length.isdecimal() or len(length) > 9 or int(length) > MOST_REQUEST_BYTES:
+            if not length.isdecimal() or len(length) > 9:
+                raise Refusal(411, "how many bytes has the request? Content-Length is missing")
+            request = self.rfile.read(min(int(length), 8 * MOST_REQUEST_BYTES))
+            if len(request) > MOST_REQUEST_BYTES:
                 raise Refusal(413, f"a request has at most {MOST_REQUEST_BYTES} bytes")
-            request = self.rfile.read(int(length))
             return desk.certificate(token, name_in(request), request, time.time())
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the parent's name
