@@ -58,7 +58,7 @@ def recipe_of(flags: dict[str, Any]) -> Recipe:
         repository=_url(flags["repository"], "--repository"),
         repository_key=_pem(flags["repository_key"], "--repository-key", "PGP PUBLIC KEY BLOCK"),
         settings=settings,
-        version=_version(flags.get("pin") or ""),
+        pin=_version(flags.get("pin") or ""),
         proxy=_url(flags["proxy"], "--proxy") if flags.get("proxy") else "",
         ca=ca,
         **_enrolment(flags, ca),

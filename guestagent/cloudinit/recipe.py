@@ -37,7 +37,7 @@ class Recipe:
     repository_key: str
     """Its public key, in ASCII armour (RFC 9580, section 6)."""
     settings: Mapping[str, Any]
-    version: str = ""
+    pin: str = ""
     """The version to stay at."""
     proxy: str = ""
     """URL of the proxy to the repository."""
@@ -62,8 +62,8 @@ def _apt_files(recipe: Recipe) -> list[File]:
     key = "/etc/apt/keyrings/guestagent.asc"
     source = f"Types: deb\nURIs: {recipe.repository}/apt\nSuites: stable\nComponents: main\nSigned-By: {key}\n"
     files = [File(key, recipe.repository_key), File("/etc/apt/sources.list.d/guestagent.sources", source)]
-    if recipe.version:
-        pin = f"Package: guestagent*\nPin: version {recipe.version}*\nPin-Priority: 1001\n"
+    if recipe.pin:
+        pin = f"Package: guestagent*\nPin: version {recipe.pin}*\nPin-Priority: 1001\n"
         files.append(File("/etc/apt/preferences.d/guestagent", pin))
     if recipe.proxy:
         url = urlsplit(recipe.repository)
@@ -83,8 +83,8 @@ def _dnf_files(recipe: Recipe) -> list[File]:
         "repo_gpgcheck=1",
         "enabled=1",
     ]
-    if recipe.version:
-        lines.append(f"includepkgs=guestagent*-{recipe.version}-*")
+    if recipe.pin:
+        lines.append(f"includepkgs=guestagent*-{recipe.pin}-*")
     if recipe.proxy:
         lines.append(f"proxy={recipe.proxy}")
     return [

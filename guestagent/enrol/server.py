@@ -18,7 +18,7 @@ from guestagent.tapstream.frames import printable
 from guestagent.tapstream.hello import is_name
 
 if TYPE_CHECKING:
-    from http.server import ThreadingHTTPServer
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 MOST_REQUEST_BYTES = 8 * 1024
 """Ten times a request for an EC key."""
@@ -80,9 +80,42 @@ def serve(folder: Path, name: str, host: str, port: int) -> int:
 def listen(desk: Desk, context: ssl.SSLContext, host: str, port: int) -> "ThreadingHTTPServer":
     """The bound server, not yet serving."""
     import socket
-    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    from http.server import ThreadingHTTPServer
 
     places = threading.BoundedSemaphore(MOST_CONNECTIONS)
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = MOST_CONNECTIONS
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            if places.acquire(blocking=False):
+                super().process_request(request, client_address)
+            else:
+                self.shutdown_request(request)
+
+        def process_request_thread(self, request: Any, client_address: Any) -> None:
+            try:
+                super().process_request_thread(request, client_address)
+            finally:
+                places.release()
+
+        def finish_request(self, request: Any, client_address: Any) -> None:
+            """The handshake happens here, in the connection's own thread."""
+            request.settimeout(PATIENCE_SECONDS)
+            with context.wrap_socket(request, server_side=True) as secure:
+                super().finish_request(secure, client_address)
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            sys.stderr.write(f"pki: {client_address[0]}: {printable(str(sys.exc_info()[1]))}\n")
+
+    return Server((host, port), _handler(desk))
+
+
+def _handler(desk: Desk) -> "type[BaseHTTPRequestHandler]":
+    """What speaks HTTP on one connection."""
+    from http.server import BaseHTTPRequestHandler
 
     class Handler(BaseHTTPRequestHandler):
         server_version, sys_version = "guestagent", ""
@@ -108,50 +141,22 @@ def listen(desk: Desk, context: ssl.SSLContext, host: str, port: int) -> "Thread
             request = self.rfile.read(min(int(length), 8 * MOST_REQUEST_BYTES))
             if len(request) > MOST_REQUEST_BYTES:
                 raise Refusal(413, f"a request has at most {MOST_REQUEST_BYTES} bytes")
-            return desk.certificate(token, name_in(request), request, time.time())
+            return desk.certificate(token, _name_in(request), request, time.time())
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the parent's name
-            said = printable(format % args)
-            sys.stderr.write(f"pki: {self.client_address[0]}: {said}\n")
+            sys.stderr.write(f"pki: {self.client_address[0]}: {printable(format % args)}\n")
 
-    def name_in(request: bytes) -> str:
-        """The common name of a request, whose own signature proves that the asker has the key."""
-        from cryptography.x509 import NameOID, load_pem_x509_csr
+    return Handler
 
-        try:
-            csr = load_pem_x509_csr(request)
-            (name,) = csr.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-        except ValueError as error:
-            raise Refusal(400, "the body is no certificate request with one common name") from error
-        if not is_name(str(name.value)):
-            raise Refusal(400, "the common name must be 1 to 64 of A-Z a-z 0-9 . _ -, the name of the agent")
-        return str(name.value)
 
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        request_queue_size = MOST_CONNECTIONS
-        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _name_in(request: bytes) -> str:
+    """The common name of a request."""
+    from cryptography.x509 import NameOID, load_pem_x509_csr
 
-        def process_request(self, request: Any, client_address: Any) -> None:
-            if places.acquire(blocking=False):
-                super().process_request(request, client_address)
-            else:
-                self.shutdown_request(request)
-
-        def process_request_thread(self, request: Any, client_address: Any) -> None:
-            try:
-                super().process_request_thread(request, client_address)
-            finally:
-                places.release()
-
-        def finish_request(self, request: Any, client_address: Any) -> None:
-            """The handshake happens here, in the connection's own thread."""
-            request.settimeout(PATIENCE_SECONDS)
-            with context.wrap_socket(request, server_side=True, suppress_ragged_eofs=True) as secure:
-                super().finish_request(secure, client_address)
-
-        def handle_error(self, request: Any, client_address: Any) -> None:
-            error = sys.exc_info()[1]
-            sys.stderr.write(f"pki: {client_address[0]}: {printable(str(error))}\n")
-
-    return Server((host, port), Handler)
+    try:
+        (name,) = load_pem_x509_csr(request).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    except ValueError as error:
+        raise Refusal(400, "the body is no certificate request with one common name") from error
+    if not is_name(str(name.value)):
+        raise Refusal(400, "the common name must be 1 to 64 of A-Z a-z 0-9 . _ -, the name of the agent")
+    return str(name.value)

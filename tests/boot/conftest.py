@@ -11,14 +11,18 @@ from typing import Any
 
 import pytest
 
+from guestagent import pki
 from guestagent.lab.hosts import Host, Lab
 from tests.boot import archive
 from tests.boot.image import cached
 from tests.boot.vm import HOST_ADDRESS, Vm, booted, lay_cable
-from tests.lab.rig import Process, Rig
+from tests.lab.rig import Process, Rig, wait_for
 
 AGENT = "i-boot-1"
 """The seed's instance id, by which the agent names itself."""
+PATIENCE_SECONDS = 60.0
+"""An emulated processor takes ten times as long as a real one."""
+TLS = {"ca": "ca.crt", "cert": "collector-1.crt", "key": "collector-1.key"}
 CONFIG = "/etc/guestagent/guestagent.toml"
 
 
@@ -39,8 +43,12 @@ class Boot:
 
     def agent(self) -> dict[str, Any]:
         """The agent's own snapshot, by the command that an operator types."""
-        (snapshot,) = json.loads(self.vm.run("guestagent status --json").out)["running"].values()
-        return snapshot
+        found = json.loads(self.vm.run("guestagent status --json", check=False).out or "{}")
+        return next(iter(found.get("running", {}).values()), {"link": {"connected": False}})
+
+    def wait_until_connected(self) -> None:
+        """The agent has an answer from the collector."""
+        wait_for(lambda: self.agent()["link"]["connected"], "the agent to be connected", PATIENCE_SECONDS)
 
     def interface(self) -> dict[str, Any]:
         """The ledger of its one interface."""
@@ -67,17 +75,20 @@ class Boot:
 def boot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boot]:
     """Everything is up when this returns, and gone after the last test; the figures are printed then."""
     directory = tmp_path_factory.mktemp("boot")
-    repository = directory / "repository"
+    repository, keys = directory / "repository", directory / "pki"
     archive.publish("1", repository)
+    pki.make("init", "", (), str(keys))
+    pki.make("collector", "collector-1", (HOST_ADDRESS,), str(keys))
     image = cached()
     with Lab() as lab:
         host = lab.host("host")
-        rig = Rig(directory)
-        user_data = rendered(host, repository)
         lay_cable(host)
+        rig = Rig(directory)
         host.start(archive.serve, repository)
-        collector = rig.collect(host)
-        with booted(host, image, directory, user_data) as vm:
+        rig.start(host, "pki", "serve", "collector-1", "--dir", str(keys), "--listen", HOST_ADDRESS)
+        tls = (f"--tls-{kind}={keys}/{name}" for kind, name in TLS.items())
+        collector = rig.collect(host, *tls, scheme="tls")
+        with booted(host, image, directory, rendered(host, repository, keys)) as vm:
             vm.wait_until_up()
             scene = Boot(vm, host, rig, collector, repository)
             try:
@@ -88,13 +99,17 @@ def boot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boot]:
                     (directory / "journal").write_text(vm.run("journalctl -b -o short-precise").out)
 
 
-def rendered(host: Host, repository: Path) -> str:
-    """The user-data as an operator makes it."""
+def rendered(host: Host, repository: Path, keys: Path) -> str:
+    """The user-data as an operator makes it: a token for one VM, and what it may know of the authority."""
+    command = (sys.executable, "-m", "guestagent")
+    token = keys.with_name("token")
+    token.write_text(host.run([*command, "pki", "token", AGENT, "--dir", str(keys)]).stdout)
     return host.run(
         [
-            *(sys.executable, "-m", "guestagent", "cloud-init", "render", "--family", "apt"),
+            *(*command, "cloud-init", "render", "--family", "apt"),
             *("--repository", f"http://{HOST_ADDRESS}:{archive.PORT}"),
             *("--repository-key", str(repository / "guestagent.asc")),
-            *("--to", f"tcp://{HOST_ADDRESS}", "--full"),
+            *("--to", f"tls://{HOST_ADDRESS}", "--ca", str(keys / "ca.crt"), "--full"),
+            *("--enrol", HOST_ADDRESS, "--token-file", str(token)),
         ]
     ).stdout

@@ -81,10 +81,11 @@ def super_packet(virtio: bool) -> dict[str, int]:
 def fits(instructions: int) -> bool:
     """Whether a program of this length can be attached, and swapped for another as long."""
     last = compose()[-1]
+    load = (0, 0, 0, 0)  # BPF_LD | BPF_IMM: one instruction of the kernel's own, as most of ours
     with open_packet_socket("lo") as tap:
         try:
             for _ in range(2):
-                attach_filter(tap, (last,) * instructions)
+                attach_filter(tap, (load,) * (instructions - 1) + (last,))
         except ConfigError:
             return False
     return True

@@ -14,9 +14,9 @@ import pytest
 from guestagent import __version__
 from guestagent.lab.packets import udp_send
 from tests.boot import archive
-from tests.boot.conftest import AGENT, CONFIG, Boot
+from tests.boot.conftest import AGENT, CONFIG, PATIENCE_SECONDS, Boot
 from tests.boot.vm import HOST_ADDRESS, VM_ADDRESS
-from tests.lab.rig import udp_indexes, wait_for
+from tests.lab.rig import udp_copies, wait_for
 
 UDP_PORT, UDP_BYTES = 6000, 300
 SEGMENTED_PORT, SEGMENT_BYTES, SEGMENTS = 6001, 512, 24
@@ -24,9 +24,6 @@ BULK_BYTES, BULK_PORT = 20_000_000, 5201
 SLOW_PER_SECOND = 200
 MOST_EXPOSURE = 2.0
 CAP_NET_RAW = 1 << 13
-PATIENCE_SECONDS = 60.0
-"""An emulated processor takes ten times as long as a real one."""
-
 pytestmark = pytest.mark.root
 
 
@@ -46,7 +43,7 @@ def send(boot: Boot, first: int, count: int, per_second: int = 500) -> None:
 
 def arrived(boot: Boot, first: int, count: int) -> list[int]:
     """Which of these datagrams the files hold, whole."""
-    found = udp_indexes(boot.rig.frames(AGENT), UDP_PORT, UDP_BYTES)
+    found, _ = udp_copies(boot.rig.frames(AGENT), UDP_PORT, UDP_BYTES)
     return sorted(index for index in found if first <= index < first + count)
 
 
@@ -110,7 +107,7 @@ def test_the_copy_of_a_virtio_nic_is_exact(boot: Boot) -> None:
 
     assert not holes
     assert not malformed
-    assert 2000 == len(tshark(boot, "-Y", f"udp.dstport == {UDP_PORT} && udp.length == {UDP_BYTES + 8}"))
+    assert 2000 == len(tshark(boot, "-Y", f"udp.dstport == {UDP_PORT} && udp.length == {UDP_BYTES + 8} && !icmp"))
     ledger = boot.interface()
     assert ledger["captured"] > 2000
     assert (0, 0) == (ledger["dropped_by_ring"], ledger["lost_on_link"])
@@ -167,9 +164,9 @@ def test_an_older_kernel_is_met_with_probes(boot: Boot) -> None:
     assert has_hole == ("can't describe UDP_SEGMENT" in said), said
     assert 0 == facts["udp_segment_without"]["stale"]
     assert 42 + 3 * 512 == facts["udp_segment_without"]["bytes"]
-    assert facts["longest_program_swapped"] >= 1000
+    assert facts["longest_program_swapped"] >= 600
     wait_for(
-        lambda: "".join(tshark(boot, "-Y", f"udp.dstport == {SEGMENTED_PORT}", *fields)) == sent,
+        lambda: "".join(tshark(boot, "-Y", f"udp.dstport == {SEGMENTED_PORT} && !icmp", *fields)) == sent,
         "the datagrams of one UDP_SEGMENT call, byte for byte",
     )
     assert 0 == boot.interface()["unsupported_gso"]
@@ -184,36 +181,36 @@ def test_reload_changes_the_slice_and_refuses_nonsense(boot: Boot) -> None:
     wait_for(lambda: "config was read again: slice" in boot.journal(), "the reload in the journal", PATIENCE_SECONDS)
     wait_for_state(boot, "active")
     send(boot, 10_000, 10)
-    cut = ("-Y", f"udp.dstport == {UDP_PORT} && frame.cap_len == 42", "-T", "fields", "-e", "frame.len")
+    cut = ("-Y", f"udp.dstport == {UDP_PORT} && frame.cap_len == 42 && !icmp", "-T", "fields", "-e", "frame.len")
     wait_for(lambda: len(tshark(boot, *cut)) == 10, "ten datagrams cut to their headers")
 
-    boot.configure('to = ["tcp://10.9.0.1"]\nslise = 3\n')
+    boot.configure(f"{original}slise = 3\n")
     boot.vm.run("systemctl reload guestagent", check=False)
     wait_for(lambda: "the old one stays in force" in boot.journal(), "the refusal in the journal", PATIENCE_SECONDS)
     wait_for_state(boot, "active")
     assert before == facts_of(boot, "MainPID")
     boot.configure(original)
     boot.vm.run("systemctl reload guestagent")
-    wait_for(lambda: boot.journal().count("config was read again: slice") == 2, "the second reload", PATIENCE_SECONDS)
+    wait_for(lambda: boot.agent()["limits"]["slice"] == "full", "whole packets again", PATIENCE_SECONDS)
     all_arrive(boot, 20_000, 100)
 
 
 def test_a_broken_config_fails_once_with_a_sentence(boot: Boot) -> None:
     """The unit ends with code 2, `systemctl status` shows the sentence, no capture is left, and it does not loop."""
     original = boot.vm.run(f"cat {CONFIG}").out
-    boot.configure('to = ["tcp://10.9.0.1"]\nslise = 3\n')
+    boot.configure(f"{original}slise = 3\n")
     boot.vm.run("systemctl restart guestagent", check=False)
     wait_for_state(boot, "failed")
     time.sleep(3.0)  # longer than RestartSec
     status = boot.vm.run("systemctl status --no-pager -l guestagent", check=False).out
     facts = facts_of(boot, "NRestarts", "ExecMainStatus", "ActiveState")
 
-    assert "slise is no key of the config" in status
+    assert "slise is no key" in status
     assert {"NRestarts": "0", "ExecMainStatus": "2", "ActiveState": "failed"} == facts
     assert not packet_sockets(boot)
     boot.configure(original)
     boot.vm.run("systemctl start guestagent")
-    wait_for(lambda: boot.agent()["link"]["connected"], "the agent to be connected", PATIENCE_SECONDS)
+    boot.wait_until_connected()
     all_arrive(boot, 30_000, 100)
 
 
@@ -227,7 +224,7 @@ def test_it_is_there_after_a_reboot(boot: Boot) -> None:
     """Nobody logs in: after a reboot the same VM streams again, and the collector has both runs without a gap."""
     before_ns = max(frame.time_ns for frame in boot.rig.frames(AGENT))
     boot.vm.reboot()
-    wait_for(lambda: boot.agent()["link"]["connected"], "the agent to be connected", PATIENCE_SECONDS)
+    boot.wait_until_connected()
     all_arrive(boot, 40_000, 100)
     boot.figures["reboot_to_first_packet_seconds"] = first_packet_seconds(boot, before_ns)
 
@@ -244,7 +241,7 @@ def test_an_upgrade_under_traffic_costs_one_restart(boot: Boot) -> None:
     )
     time.sleep(1.0)
     boot.vm.run("apt-get -q update && apt-get -q -y install guestagent", timeout=110.0)
-    wait_for(lambda: boot.agent()["link"]["connected"], "the agent to be connected", PATIENCE_SECONDS)
+    boot.wait_until_connected()
     time.sleep(2.0)
     traffic.terminate()
     send(boot, 90_000, 50)

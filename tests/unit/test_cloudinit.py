@@ -57,7 +57,7 @@ def test_user_data_holds_to_the_schema_of_cloud_init(family: str) -> None:
     if not SCHEMA.exists():
         pytest.skip(f"not installed: {SCHEMA}; run `make setup`")
     schema = json.loads(SCHEMA.read_text())
-    config = yaml.safe_load(user_data(recipe(version="1.2.3", proxy="http://10.0.0.2:3128", ca=CA), family))
+    config = yaml.safe_load(user_data(recipe(pin="1.2.3", proxy="http://10.0.0.2:3128", ca=CA), family))
     jsonschema.validate(config, schema)
     config["write_files"][0]["ownr"] = "root:root"
     with pytest.raises(jsonschema.ValidationError):
@@ -90,7 +90,7 @@ def test_the_agent_reads_the_config_it_is_given(
 
 def test_apt_and_dnf_get_their_own_files() -> None:
     """The key is the one source's alone; a version is pinned and a proxy set for this repository and no other."""
-    one = recipe(version="1.2.3", proxy="http://10.0.0.2:3128")
+    one = recipe(pin="1.2.3", proxy="http://10.0.0.2:3128")
     apt = {file.path: file.text for file in FAMILIES["apt"].files(one)}
     dnf = {file.path: file.text for file in FAMILIES["dnf"].files(one)}
     repository = configparser.ConfigParser()
@@ -109,7 +109,7 @@ def test_apt_and_dnf_get_their_own_files() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_vendors_script_does_the_same(family: str, tmp_path: Path) -> None:
     """Run by a shell whose commands are ours: the same files with the same bytes, then the installation, in order."""
-    one = recipe(version="1.2.3", proxy="http://10.0.0.2:3128", ca=CA)
+    one = recipe(pin="1.2.3", proxy="http://10.0.0.2:3128", ca=CA)
     wanted = [*FAMILIES[family].files(one), *own_files(one)]
     script = vendor_data(one, family)
     for file in wanted:
