@@ -1,6 +1,7 @@
 #!/bin/sh
 # Made by `guestagent cloud-init render --vendor-data`: brings the agent, once for each instance.
 set -eu
+! systemctl -q is-enabled guestagent 2>/dev/null || exit 0
 put() { # PATH MODE OWNER
     mkdir -p "${1%/*}"
     cat > "$1"
