@@ -18,7 +18,7 @@ test: setup ## unit, repo, lab and interop tests; ARGS='-k ring' picks some
 
 test-boot: setup ## a VM that boots, installs the package by cloud-init and is tapped; takes about seven minutes
 	@packaging/dev-setup.sh boot
-	.venv/bin/pytest tests/boot -o faulthandler_timeout=1200 $(ARGS) --maxfail=0
+	.venv/bin/pytest tests/boot -o faulthandler_timeout=1200 $(ARGS)
 
 lint: setup ## ruff, its format, mypy
 	.venv/bin/ruff check

@@ -96,7 +96,8 @@ def boot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boot]:
             finally:
                 sys.stderr.write(f"\nfigures of the boot test: {json.dumps(scene.figures, indent=2)}\n")
                 with contextlib.suppress(Exception):
-                    (directory / "journal").write_text(vm.run("journalctl -b -o short-precise").out)
+                    said = vm.run("cat /var/log/cloud-init-output.log; journalctl -b -o short-precise").out
+                    (directory / "journal").write_text(said)
 
 
 def rendered(host: Host, repository: Path, keys: Path) -> str:
@@ -107,7 +108,7 @@ def rendered(host: Host, repository: Path, keys: Path) -> str:
     return host.run(
         [
             *(*command, "cloud-init", "render", "--family", "apt"),
-            *("--repository", f"http://{HOST_ADDRESS}:{archive.PORT}"),
+            *("--repository", archive.URL),
             *("--repository-key", str(repository / "guestagent.asc")),
             *("--to", f"tls://{HOST_ADDRESS}", "--ca", str(keys / "ca.crt"), "--full"),
             *("--enrol", HOST_ADDRESS, "--token-file", str(token)),
