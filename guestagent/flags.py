@@ -124,6 +124,7 @@ CLOUD_INIT_OPTIONS = (
     option("--repository-key", metavar="FILE", required=True, help="its public key"),
     option("--pin", metavar="VERSION", help="stay at this version"),
     option("--proxy", metavar="URL", help="to the repository"),
+    option("--tag", action="append", metavar="NAME=TEXT", help="a word of yours on the VMs, for the captures"),
     option("--ca", metavar="FILE", help="PEM: the authority of the collectors, for tls://"),
     option("--enrol", metavar="HOST[:4796]", help="where `guestagent pki serve` gives each VM its certificate"),
     option("--token-file", metavar="FILE", help="what `guestagent pki token` printed, for --enrol"),

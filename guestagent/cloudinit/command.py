@@ -10,6 +10,7 @@ from guestagent.cloudinit.recipe import CA_PATH, CERT_PATH, KEY_PATH, Recipe
 from guestagent.cloudinit.render import FORMS
 from guestagent.config import load_run
 from guestagent.errors import ConfigError, RunError
+from guestagent.values import tags
 
 SETTINGS = (
     *("to", "interface", "filter", "slice", "keep", "seed", "dedupe"),
@@ -54,6 +55,8 @@ def recipe_of(flags: dict[str, Any]) -> Recipe:
     load_run(None, {**settings, **{f"tls_{key}": path for key, path in tls.items()}})
     if tls:
         settings["tls"] = tls
+    if flags.get("tag"):
+        settings["tags"] = tags(dict(_pair(one) for one in flags["tag"]), "--tag")
     return Recipe(
         repository=_url(flags["repository"], "--repository"),
         repository_key=_pem(flags["repository_key"], "--repository-key", "PGP PUBLIC KEY BLOCK"),
@@ -78,6 +81,13 @@ def _enrolment(flags: dict[str, Any], ca: str) -> dict[str, str]:
     if not token.isalnum():
         raise ConfigError(f"--token-file: {path} holds no token: `guestagent pki token` makes one")
     return {"enrol": where, "token": token}
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--tag: {text!r} is no tag: write NAME=TEXT")
+    return name, value
 
 
 def _url(text: str, where: str) -> str:

@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "collector": WORDS | {"loop", "tapstream", "encap", "links", "endpoint", "capture.block", "rlimits"},
     "observe": WORDS | {"loop"},
     "mirror": WORDS | {"config", "cloudinit"},
-    "cloudinit": WORDS | {"config"},
+    "cloudinit": WORDS | {"config", "values"},
     # The lab starts the command as a user would, in a process of its own.
     "lab": WORDS,
     # desk

@@ -73,6 +73,7 @@ def test_the_agent_reads_the_config_it_is_given(
         capsys,
         *("--family", family, *EXAMPLE, *files, "--cpu", "2.5", "--rate", "50mbit", "--yield", "off"),
         *("--filter", 'not port 22 and not host "x"', "--slice", "96", "-i", "eth*"),
+        *("--tag", "role=web", "--tag", 'owner=team "x"'),
     )
     entries = {one["path"]: one for one in yaml.safe_load(text)["write_files"]}
     path = tmp_path / "guestagent.toml"
@@ -82,6 +83,7 @@ def test_the_agent_reads_the_config_it_is_given(
     assert (config.cpu, config.rate, config.yields, config.slice) == (2.5, 50e6 / 8, False, 96)
     assert config.filter == 'not port 22 and not host "x"'
     assert config.interface == ("eth*",)
+    assert config.tags == {"role": "web", "owner": 'team "x"'}
     assert config.tls_ca == "/etc/guestagent/ca.crt"
     assert entries["/etc/guestagent/ca.crt"]["content"] == CA
     assert (entries[CONFIG_PATH]["permissions"], entries[CONFIG_PATH]["owner"]) == ("0640", "root:guestagent")
@@ -171,6 +173,8 @@ def test_every_setting_survives_toml(settings: dict[str, Any], table: dict[str, 
         (("--repository", 'https://x/"; exit'), "is no URL"),
         (("--proxy", "10.0.0.2:3128"), "--proxy"),
         (("--pin", "1.2\nx"), "--pin"),
+        (("--tag", "role"), "--tag: 'role' is no tag"),
+        (("--tag", "ro le=web"), "--tag: the name of a tag"),
         (("--ca", "/nowhere"), "/nowhere can't be read"),
         (("-o", "/nowhere/file"), "--output: /nowhere/file can't be written"),
     ],
