@@ -111,6 +111,6 @@ def rendered(host: Host, repository: Path, keys: Path) -> str:
             *("--repository", archive.URL),
             *("--repository-key", str(repository / "guestagent.asc")),
             *("--to", f"tls://{HOST_ADDRESS}", "--ca", str(keys / "ca.crt"), "--full"),
-            *("--enrol", HOST_ADDRESS, "--token-file", str(token)),
+            *("--tag", "role=web", "--enrol", HOST_ADDRESS, "--token-file", str(token)),
         ]
     ).stdout

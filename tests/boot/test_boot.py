@@ -85,6 +85,8 @@ def test_cloud_init_brings_the_agent(boot: Boot) -> None:
     assert "active" == boot.vm.run("systemctl is-active guestagent").out.strip()
     assert "enabled" == boot.vm.run("systemctl is-enabled guestagent").out.strip()
     wait_for(lambda: any(boot.rig.frames(AGENT)), "a packet of the VM")
+    assert {"role": "web"} == boot.collected()["tags"]
+    assert b"role web" in boot.rig.files(AGENT)[0].read_bytes()
     boot.figures["kernel"] = boot.vm.run("uname -r").out.strip()
     boot.figures["first_boot_to_first_packet_seconds"] = first_packet_seconds(boot)
 
