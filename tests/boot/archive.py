@@ -34,6 +34,12 @@ def publish(release: str, into: Path) -> None:
     run("repo.py", "--key", SIGNER, "--url", URL, "--packages", packages, "--into", into)
 
 
+def forget_key(into: Path) -> None:
+    """End what gpg started for the key."""
+    environment = {**os.environ, "GNUPGHOME": str(into.with_name("gnupg"))}
+    subprocess.run(["gpgconf", "--kill", "all"], env=environment, check=False)
+
+
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the parent's name
         """Say nothing: what was fetched is seen by what is installed."""

@@ -98,6 +98,7 @@ def boot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boot]:
                 with contextlib.suppress(Exception):
                     said = vm.run("cat /var/log/cloud-init-output.log; journalctl -b -o short-precise").out
                     (directory / "journal").write_text(said)
+                archive.forget_key(repository)
 
 
 def rendered(host: Host, repository: Path, keys: Path) -> str:
