@@ -36,8 +36,8 @@ _SETTINGS = {
     "etc/initramfs-tools/conf.d/small": "MODULES=list\nCOMPRESS=zstd\n",
     "etc/initramfs-tools/modules": "virtio_pci\nvirtio_blk\next4\n",
     "etc/fstab": "/dev/vda / ext4 defaults,noatime 0 1\n",
-    # Debian's mirror is out of the lab's reach, which has no way out; nobody logs in.
-    "etc/cloud/cloud.cfg.d/90_lab.cfg": "apt:\n  preserve_sources_list: true\nlocale: C.UTF-8\nssh_genkeytypes: []\n",
+    # Debian's mirror is out of the reach of the lab, which has no way out.
+    "etc/cloud/cloud.cfg.d/90_lab.cfg": "apt:\n  preserve_sources_list: true\nlocale: C.UTF-8\n",
 }
 _AFTERWARDS = (
     'rm -f "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/*',

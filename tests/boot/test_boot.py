@@ -6,6 +6,7 @@
 import re
 import subprocess
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from guestagent.lab.packets import udp_send
 from tests.boot import archive
 from tests.boot.conftest import AGENT, CONFIG, PATIENCE_SECONDS, Boot
 from tests.boot.vm import HOST_ADDRESS, VM_ADDRESS
-from tests.lab.rig import udp_copies, wait_for
+from tests.lab.rig import udp_copies
+from tests.lab.rig import wait_for as wait_for_seconds
 
 UDP_PORT, UDP_BYTES = 6000, 300
 SEGMENTED_PORT, SEGMENT_BYTES, SEGMENTS = 6001, 512, 24
@@ -25,6 +27,7 @@ SLOW_PER_SECOND = 200
 MOST_EXPOSURE = 2.0
 CAP_NET_RAW = 1 << 13
 pytestmark = pytest.mark.root
+wait_for = partial(wait_for_seconds, timeout=PATIENCE_SECONDS)
 
 
 def tshark(boot: Boot, *words: str) -> list[str]:
@@ -71,13 +74,12 @@ def wait_for_state(boot: Boot, state: str) -> None:
     wait_for(
         lambda: boot.vm.run("systemctl is-active guestagent", check=False).out.strip() == state,
         f"the unit to be {state}",
-        PATIENCE_SECONDS,
     )
 
 
 def test_cloud_init_brings_the_agent(boot: Boot) -> None:
     """A stock kernel and the rendered user-data are enough: the package is there, the unit is up, packets arrive."""
-    wait_for(boot.collected, "the VM's agent at the collector", 300.0)
+    wait_for_seconds(boot.collected, "the VM's agent at the collector", 400.0)
     done = boot.vm.run("cloud-init status --wait --long", check=False, timeout=200.0)
 
     assert "Valid" in boot.vm.run("cloud-init schema --system").out
@@ -101,7 +103,7 @@ def test_the_copy_of_a_virtio_nic_is_exact(boot: Boot) -> None:
     def bulk_bytes() -> int:
         return sum(map(int, tshark(boot, "-Y", f"tcp.dstport == {BULK_PORT}", "-T", "fields", "-e", "tcp.len")))
 
-    wait_for(lambda: bulk_bytes() >= BULK_BYTES, "the bulk transfer in the files", PATIENCE_SECONDS)
+    wait_for(lambda: bulk_bytes() >= BULK_BYTES, "the bulk transfer in the files")
     holes = tshark(
         boot, "-Y", f"tcp.port == {BULK_PORT} && (tcp.analysis.lost_segment || tcp.analysis.ack_lost_segment)"
     )
@@ -180,7 +182,7 @@ def test_reload_changes_the_slice_and_refuses_nonsense(boot: Boot) -> None:
     original = boot.vm.run(f"cat {CONFIG}").out
     boot.configure(original.replace("full = true", 'full = true\nslice = "headers"'))
     boot.vm.run("systemctl reload guestagent")
-    wait_for(lambda: "config was read again: slice" in boot.journal(), "the reload in the journal", PATIENCE_SECONDS)
+    wait_for(lambda: "config was read again: slice" in boot.journal(), "the reload in the journal")
     wait_for_state(boot, "active")
     send(boot, 10_000, 10)
     cut = ("-Y", f"udp.dstport == {UDP_PORT} && frame.cap_len == 42 && !icmp", "-T", "fields", "-e", "frame.len")
@@ -188,12 +190,12 @@ def test_reload_changes_the_slice_and_refuses_nonsense(boot: Boot) -> None:
 
     boot.configure(f"{original}slise = 3\n")
     boot.vm.run("systemctl reload guestagent", check=False)
-    wait_for(lambda: "the old one stays in force" in boot.journal(), "the refusal in the journal", PATIENCE_SECONDS)
+    wait_for(lambda: "the old one stays in force" in boot.journal(), "the refusal in the journal")
     wait_for_state(boot, "active")
     assert before == facts_of(boot, "MainPID")
     boot.configure(original)
     boot.vm.run("systemctl reload guestagent")
-    wait_for(lambda: boot.agent()["limits"]["slice"] == "full", "whole packets again", PATIENCE_SECONDS)
+    wait_for(lambda: boot.agent()["limits"]["slice"] == "full", "whole packets again")
     all_arrive(boot, 20_000, 100)
 
 

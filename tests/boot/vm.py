@@ -49,24 +49,24 @@ class Vm:
         _run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", image.disk, disk)
         seed = _seed(directory, {"user-data": user_data, "vendor-data": vendor_data})
         self.started_at = time.time()
-        self.process = host.popen(
-            [
-                *("qemu-system-x86_64", "-nodefaults", "-display", "none", "-M", "pc", "-accel", "tcg,thread=multi"),
-                # No AVX: qemu emulates it since 7.2 only, slowly and not always rightly. With AES, for TLS.
-                *("-cpu", "Westmere", "-smp", "2", "-m", str(MEMORY_MB)),
-                *("-kernel", str(image.kernel), "-initrd", str(image.initramfs)),
-                *("-append", "root=/dev/vda rw console=ttyS0 panic=-1"),
-                *("-drive", f"file={disk},if=virtio,cache=unsafe", "-drive", f"file={seed},if=virtio,format=raw"),
-                *("-netdev", f"tap,id=nic,ifname={TAP},script=no,downscript=no,vnet_hdr=on"),
-                *("-device", f"virtio-net-pci,netdev=nic,mac={MAC}"),
-                *("-serial", f"file:{self.console}"),
-                *("-chardev", f"socket,path={self._socket},server=on,wait=off,id=agent"),
-                *("-device", "virtio-serial", "-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"),
-                *("-device", "virtio-rng-pci"),
-            ],
-            stdin=subprocess.DEVNULL,
-            stderr=(directory / "qemu.log").open("wb"),
-        )
+        with (directory / "qemu.log").open("wb") as errors:
+            self.process = host.popen(self._argv(image, disk, seed), stdin=subprocess.DEVNULL, stderr=errors)
+
+    def _argv(self, image: Image, disk: Path, seed: Path) -> list[str]:
+        drives = [f"file={disk},if=virtio,cache=unsafe", f"file={seed},if=virtio,format=raw"]
+        return [
+            *("qemu-system-x86_64", "-nodefaults", "-display", "none", "-M", "pc", "-accel", "tcg,thread=multi"),
+            # No AVX: qemu emulates it since 7.2 only, slowly and not always rightly. With AES, for TLS.
+            *("-cpu", "Westmere", "-smp", "2", "-m", str(MEMORY_MB)),
+            *("-kernel", str(image.kernel), "-initrd", str(image.initramfs)),
+            *("-append", "root=/dev/vda rw console=ttyS0 panic=-1"),
+            *(word for drive in drives for word in ("-drive", drive)),
+            *("-netdev", f"tap,id=nic,ifname={TAP},script=no,downscript=no,vnet_hdr=on"),
+            *("-device", f"virtio-net-pci,netdev=nic,mac={MAC}", "-device", "virtio-rng-pci"),
+            *("-serial", f"file:{self.console}"),
+            *("-chardev", f"socket,path={self._socket},server=on,wait=off,id=agent", "-device", "virtio-serial"),
+            *("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"),
+        ]
 
     def run(self, command: str, check: bool = True, timeout: float = 120.0) -> Done:
         """Run a shell command as root inside."""
