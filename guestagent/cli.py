@@ -10,7 +10,18 @@ from typing import Any, NamedTuple
 
 from guestagent import __version__
 from guestagent.errors import ConfigError, GuestagentError, HostError
-from guestagent.flags import CHECK_OPTIONS, COLLECT_OPTIONS, MIRROR_OPTIONS, RUN_OPTIONS, SWITCH, Option, option
+from guestagent.flags import (
+    CHECK_OPTIONS,
+    CLOUD_INIT_OPTIONS,
+    COLLECT_OPTIONS,
+    ENROL_OPTIONS,
+    MIRROR_OPTIONS,
+    PKI_OPTIONS,
+    RUN_OPTIONS,
+    SWITCH,
+    Option,
+    option,
+)
 
 Flags = dict[str, Any]
 
@@ -66,10 +77,19 @@ def _check(flags: Flags) -> int:
 
 
 def _pki(flags: Flags) -> int:
+    from guestagent.enrol.command import make_token, serve_authority
     from guestagent.pki import make
 
+    if served := {"token": make_token, "serve": serve_authority}.get(flags["what"]):
+        return served(flags)
     print(make(flags["what"], flags["name"] or "", flags["host"] or (), flags["dir"]))
     return 0
+
+
+def _enrol(flags: Flags) -> int:
+    from guestagent.enrol.command import enrol_here
+
+    return enrol_here(flags)
 
 
 def _merge(flags: Flags) -> int:
@@ -83,6 +103,22 @@ def _demo(flags: Flags) -> int:
     from guestagent.demo import demo
 
     return demo(flags["seconds"])
+
+
+def _cloud_init(flags: Flags) -> int:
+    from guestagent.cloudinit.command import render
+
+    return render(flags)
+
+
+def _support_bundle(flags: Flags) -> int:
+    from pathlib import Path
+
+    from guestagent.bundle import CONFIGS, write_bundle
+
+    configs = [Path(one) for one in flags["config"] or ()] or sorted(CONFIGS.glob("*.toml"))
+    print(write_bundle(flags["output"] or "", configs))
+    return 0
 
 
 def _mirror(flags: Flags) -> int:
@@ -125,14 +161,16 @@ VERBS: dict[str, Verb] = {
     "pki": Verb(
         _pki,
         "make a small private CA for TLS, and certificates from it",
-        (
-            option("what", choices=("init", "agent", "collector"), help="the authority, or a certificate from it"),
-            option("name", nargs="?", help="the agent's id, or the collector's host name"),
-            option("--host", action="append", metavar="NAME|IP", help="another name of a collector in --to"),
-            option("--dir", default="pki", metavar="PATH", help="where everything lies; default: pki"),
-        ),
+        PKI_OPTIONS,
+        "token, serve: VMs make their own keys and get certificates with `guestagent enrol`\n\n"
         "examples:\n  guestagent pki init\n  guestagent pki collector collector-1 --host 10.0.0.9\n"
-        "  guestagent pki agent web-1",
+        "  guestagent pki agent web-1\n  guestagent pki token 'web-*' --minutes 30 --uses 20\n"
+        "  guestagent pki serve collector-1 --listen 10.0.0.9:4796",
+    ),
+    "enrol": Verb(
+        _enrol,
+        "make this VM's key, and get its certificate from `guestagent pki serve`",
+        ENROL_OPTIONS,
     ),
     "merge": Verb(
         _merge,
@@ -146,6 +184,21 @@ VERBS: dict[str, Verb] = {
         _demo,
         "two hosts in network namespaces: traffic, agent, collector, result",
         (option("--seconds", type=float, default=8.0, metavar="N", help="how long traffic runs; default: 8"),),
+    ),
+    "cloud-init": Verb(
+        _cloud_init,
+        "what brings the agent to a new VM, as user-data or vendor-data",
+        CLOUD_INIT_OPTIONS,
+        "example:\n  guestagent cloud-init render --family apt --repository https://packages.example/guestagent \\\n"
+        "      --repository-key guestagent.asc --to tls://collector.example --ca ca.crt -o user-data",
+    ),
+    "support-bundle": Verb(
+        _support_bundle,
+        "status, logs, versions and config in one file, without secrets or payload",
+        (
+            option("-c", "--config", action="append", metavar="FILE", help="default: all in /etc/guestagent"),
+            option("-o", "--output", metavar="FILE", help="default: guestagent-support-HOST-TIME.tar.gz"),
+        ),
     ),
     "mirror": Verb(
         _mirror,

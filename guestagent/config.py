@@ -78,6 +78,8 @@ class RunConfig:
     metrics: tuple[str, int] | str = ""
     """Where Prometheus may ask: (loopback address, port) or the path of a UNIX socket; empty: nowhere."""
     log: str = "text"
+    tags: dict[str, str] = field(default_factory=dict)
+    """The operator's own words on this machine, for captures and reports of the collector."""
     agent_id: str = ""
     """Empty: the cloud's instance id, else the machine id."""
     metadata: bool = True
@@ -173,6 +175,7 @@ _RUN_KEYS: dict[str, Callable[[Any, str], Any]] = {
     "shed": values.list_of(values.one_of(*SHEDDING)),
     "floor": values.list_of(values.one_of(*FLOOR_NAMES)),
     "dedupe": values.name,
+    "tags": values.tags,
     "agent_id": values.name,
     "metadata": values.switch,
 }
@@ -189,6 +192,7 @@ _COLLECT_KEYS: dict[str, Callable[[Any, str], Any]] = {
     "workers": values.workers,
     "collector_id": values.name,
 }
+KNOWN_KEYS = frozenset({*_RUN_KEYS, *_COLLECT_KEYS})
 
 
 def load_run(path: str | None, flags: dict[str, Any]) -> RunConfig:

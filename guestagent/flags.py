@@ -64,6 +64,11 @@ RUN_OPTIONS = (
     METRICS,
     LOG,
 )
+_FLEET_FLAGS = {
+    *("--interface", "--to", "--filter", "--slice", "--keep", "--cpu", "--rate", "--packets", "--yield", "--full"),
+    *("--ring", "--metrics", "--allow-cleartext"),
+}
+"""What may be the same on many VMs."""
 COLLECT_OPTIONS = (
     CONFIG,
     option(
@@ -126,8 +131,40 @@ MIRROR_OPTIONS = (
     ),
     *_TLS,
     option("--user-data", metavar="FILE", help="write the cloud-init for those machines"),
+    option("--family", choices=("apt", "dnf"), help="of their packages, for --user-data"),
+    option("--repository", metavar="URL", help="of guestagent's packages, for --user-data"),
+    option("--repository-key", metavar="FILE", help="its public key, for --user-data"),
     option("--adopt", action="append", metavar="ID", help="take over this object that somebody else made"),
     option("--dry-run", **SWITCH, help="change nothing, and ask the provider whether each step is permitted"),
     option("--yes", **SWITCH, help="delete without asking"),
     option("--json", **SWITCH, help="one JSON document, schema guestagent.mirror/1"),
+)
+CLOUD_INIT_OPTIONS = (
+    option("action", choices=("render",), help="write it"),
+    option("--form", choices=("user-data", "vendor-data", "openstack"), default="user-data", help="default: user-data"),
+    option("--family", choices=("apt", "dnf"), required=True, help="Debian and Ubuntu, or RHEL, Fedora and Amazon"),
+    option("--repository", metavar="URL", required=True, help="where what `make repo` made is served"),
+    option("--repository-key", metavar="FILE", required=True, help="its public key"),
+    option("--pin", metavar="VERSION", help="stay at this version"),
+    option("--proxy", metavar="URL", help="to the repository"),
+    option("--tag", action="append", metavar="NAME=TEXT", help="a word of yours on the VMs, for the captures"),
+    option("--ca", metavar="FILE", help="PEM: the authority of the collectors, for tls://"),
+    option("--enrol", metavar="HOST[:4796]", help="where `guestagent pki serve` gives each VM its certificate"),
+    option("--token-file", metavar="FILE", help="what `guestagent pki token` printed, for --enrol"),
+    *(one for one in RUN_OPTIONS if one.names[-1] in _FLEET_FLAGS),
+    option("-o", "--output", metavar="FILE", help="default: standard output"),
+)
+PKI_OPTIONS = (
+    option("what", choices=("init", "agent", "collector", "token", "serve"), help="the authority, or what it gives"),
+    option("name", nargs="?", help="the agent's id or names as 'web-*', or the collector's host name"),
+    option("--host", action="append", metavar="NAME|IP", help="another name of a collector in --to"),
+    option("--dir", default="pki", metavar="PATH", help="where everything lies; default: pki"),
+    option("--minutes", type=int, default=60, metavar="N", help="how long a token holds; default: 60"),
+    option("--uses", type=int, default=1, metavar="N", help="certificates that a token is good for; default: 1"),
+    option("--listen", metavar="HOST[:4796]", help="where to serve"),
+)
+ENROL_OPTIONS = (
+    option("authority", metavar="HOST[:4796]", help="where `guestagent pki serve` listens"),
+    option("-c", "--config", required=True, metavar="FILE", help="of the agent; its [tls] says what lies where"),
+    option("--token-file", required=True, metavar="FILE", help="what `guestagent pki token` printed; removed after"),
 )

@@ -41,7 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "collector": WORDS | {"loop", "tapstream", "encap", "links", "endpoint", "capture.block", "rlimits"},
     "observe": WORDS | {"loop"},
     # A switch's tunnels are written as the agent's are, and lead to the same sensors.
-    "mirror": WORDS | {"settings", "encap.tunnel", "endpoint", "trust"},
+    "mirror": WORDS | {"settings", "cloudinit", "encap.tunnel", "endpoint", "trust"},
+    "cloudinit": WORDS | {"config", "values"},
     # The lab starts the command as a user would, in a process of its own.
     "lab": WORDS,
     # desk
@@ -57,6 +58,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": EVERYTHING,
     "demo": EVERYTHING,
     "pki": WORDS | {"tapstream", "trust"},
+    "enrol": WORDS | {"config", "endpoint", "identity", "pki", "tapstream", "trust"},
+    "bundle": WORDS | {"config", "identity", "observe"},
     "merge": WORDS | {"collector"},
     "__main__": EVERYTHING,
     "start": WORDS | {"capture", "config", "observe", "rlimits", "route", "standback", "trust"},
@@ -88,6 +91,8 @@ PURE = (
     "collector/summary.py",
     "collector/summed.py",
     "collector/sinks/pcapng.py",
+    "cloudinit/recipe.py",
+    "cloudinit/render.py",
     "mirror/spec.py",
     "mirror/plan.py",
     "mirror/*_facts.py",

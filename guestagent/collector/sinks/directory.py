@@ -196,7 +196,8 @@ class _FileTrack(Track):
     def _begin(self, hello: AgentHello) -> Output:
         output = self._pages.next()
         comment = f"agent {hello.agent_id} on {hello.host}, run {hello.run_id}"
-        output.write(section_of(f"{comment}, cloud {hello.cloud}" if hello.cloud else comment))
+        tags = ", ".join(f"{name} {text}" for name, text in hello.tags.items())
+        output.write(section_of(comment + (f", cloud {hello.cloud}" if hello.cloud else "") + (tags and f", {tags}")))
         return output
 
     def turn_page(self, now: float) -> None:
