@@ -1,5 +1,6 @@
 """A fake EC2 account and a fake project of GCP, and the command pointed at them as a user's environment would."""
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,3 +129,14 @@ def mirror_gcp(capsys: pytest.CaptureFixture[str]) -> Any:
 def mirror_gcp_json(mirror_gcp: Any) -> Any:
     """The same with --json."""
     return with_json(mirror_gcp)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def models_are_read_once() -> Iterator[None]:
+    """Each client of boto3 parses EC2's model again, a quarter of a second that these tests pay a hundred times."""
+    from botocore.loaders import JSONFileLoader
+
+    read = functools.cache(JSONFileLoader().load_file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JSONFileLoader, "load_file", lambda _, path: read(path))
+        yield
