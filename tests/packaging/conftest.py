@@ -18,6 +18,14 @@ from tests.repo.source import ROOT
 
 NEXT = "9.9.9"
 """A later version than any of ours."""
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All in one process: the packages, their repository and the Debian root are made once and take a minute."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.xdist_group("packaging"))
 
 
 class Repository(NamedTuple):
