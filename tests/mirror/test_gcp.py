@@ -134,7 +134,21 @@ def test_subnetworks_and_network_tags_stay_selectors(web: Fake, mirror_gcp_json:
     assert any("later selects no VM now" in text for text in made["warnings"])
     assert mirror_gcp_json("create", *words, "--tag", "role=web")[0] == 0
     (policy,) = web.policies.values()
-    assert (named(policy), policy["mirroredResources"].get("tags")) == (["web-1", "web-2"], None)
+    assert (named(policy), named(policy, "subnetworks")) == (["web-1", "web-2"], [])
+    assert "tags" not in policy["mirroredResources"]
+
+
+def test_what_cannot_be_mirrored_is_left_out(web: Fake, mirror_gcp_json: Run, mirror_gcp: Run) -> None:
+    """A VM without an interface in the network is the agent's, and the others are mirrored; alone it is exit 1."""
+    web.add_vm("web-3", labels={"role": "web"}, network="lab")
+
+    code, made, _ = mirror_gcp_json("create", *WEB)
+
+    assert code == 0
+    assert named(web.policies["ga-web"]) == ["web-1", "web-2"]
+    assert {one["machine"]: one["way"] for one in made["machines"]}["europe-west3-a/web-3"] == "agent"
+    alone = mirror_gcp("create", "--name", "lab", "--source", "tag:role=lab", "--target", "sensors")
+    assert (alone[0], "run the agent there" in alone[2]) == (1, True)
 
 
 def test_more_than_fifty_take_several_policies(web: Fake, mirror_gcp_json: Run) -> None:
