@@ -348,7 +348,7 @@ def test_an_operation_that_fails_is_a_sentence(
             ("plan", *WEB[:-1], "projects/acme/regions/us-central1/forwardingRules/x", "--region", "europe-west3"),
             "stays",
         ),
-        (("plan", *WEB, "--user-data", "ud.yaml"), "no collector: --user-data"),
+        (("plan", *WEB, "--user-data", "ud.yaml"), "--user-data needs --family"),
         (("plan", *WEB, "--adopt", "nothing"), "no such object"),
         (("status",), "no name"),
     ],
@@ -478,12 +478,12 @@ def test_each_machine_has_its_way_and_reason(web: Fake, mirror_gcp_json: Run, tm
     web.add_policy("theirs", instances=["projects/acme/zones/europe-west3-a/instances/ops-1"])
     web.add_policy("off", tags=["http"], enable="FALSE")
     web.add_policy("later", subnetworks=[f"{BASE}/subnetworks/db"], priority=2000)
-    file = tmp_path / "user-data"
-    sources = ("--source", "subnet:web,subnet:db,subnet:ops")
+    file, key = tmp_path / "user-data", tmp_path / "key"
+    key.write_text("-----BEGIN PGP PUBLIC KEY BLOCK-----\n")
+    rendering = ("--family", "apt", "--repository", "https://packages.example", "--repository-key", str(key))
+    words = ("plan", "--source", "subnet:web,subnet:db,subnet:ops", "--target", "sensors", *rendering)
 
-    code, plan, _ = mirror_gcp_json(
-        "plan", *sources, "--target", "sensors", "--user-data", str(file), "--collector", "tcp://10.0.0.9"
-    )
+    code, plan, _ = mirror_gcp_json(*words, "--user-data", str(file), "--collector", "tcp://10.0.0.9")
 
     assert (code, plan["steps"]) == (0, [])
     found = {one["machine"].partition("/")[2]: one for one in plan["machines"]}
@@ -499,7 +499,7 @@ def test_each_machine_has_its_way_and_reason(web: Fake, mirror_gcp_json: Run, tm
     for name, word in (("lab-1", "no interface in prod"), ("ops-1", "theirs mirrors it"), ("iron-1", "last word")):
         assert word in found[name]["reason"]
     assert any("Network Security Integration" in text for text in plan["warnings"])
-    assert yaml.safe_load(file.read_text())["write_files"][0]["content"] == 'to = "tcp://10.0.0.9"\n'
+    assert yaml.safe_load(file.read_text())["write_files"][-1]["content"] == 'to = ["tcp://10.0.0.9"]\n'
 
 
 def test_a_quota_that_is_short_is_told_before(web: Fake, mirror_gcp_json: Run) -> None:
