@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import botocore.loaders
 import pytest
 
 from guestagent.cli import main
 from guestagent.mirror import aws, gcp
 from tests.mirror import gcp_fake
 from tests.mirror.ec2_fake import Fake, fake_account
+
+one_loader = functools.cache(botocore.loaders.create_loader)
 
 
 @pytest.fixture
@@ -30,6 +33,8 @@ def ec2(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
         for name, value in settings.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(aws, "PATIENCE_SECONDS", 1.0)
+        # Each session reads EC2's model of 6 MB again, and each command has one of its own.
+        monkeypatch.setattr("botocore.session.create_loader", one_loader)
         yield fake
 
 
