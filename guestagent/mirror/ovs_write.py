@@ -9,13 +9,14 @@ from typing import Any
 
 from guestagent.errors import RunError
 from guestagent.mirror.ovs_inventory import SPEC, TARGET, markers, owner_of
-from guestagent.mirror.ovs_session import Tables
+from guestagent.mirror.ovs_session import Refused, Tables
 from guestagent.mirror.ovs_target import interface_of, parse_target
 from guestagent.mirror.spec import Spec
 
 PREFIX = "ga-"
 MOST_NAME_CHARACTERS = 15
 """Of an interface (IFNAMSIZ less the end)."""
+_EMPTY: Mapping[str, Any] = {"output_port": [], "select_all": False, "select_src_port": [], "select_dst_port": []}
 
 
 def put(transaction: Any, tables: Tables, name: str, identifier: str, changes: Mapping[str, Any]) -> Any:
@@ -24,7 +25,7 @@ def put(transaction: Any, tables: Tables, name: str, identifier: str, changes: M
     if mirror is None and identifier:
         raise RunError("somebody removed it meanwhile: run again")
     if mirror is None:
-        mirror = _new(transaction, tables, "Mirror", external_ids=markers(name), output_port=[])
+        mirror = _new(transaction, tables, "Mirror", external_ids=markers(name), **_EMPTY)
     for key, value in changes.items():
         if key in _COLUMNS:
             _COLUMNS[key](mirror, value, tables)
@@ -37,7 +38,20 @@ def put(transaction: Any, tables: Tables, name: str, identifier: str, changes: M
         _sweep(tables, name, mirror, tunnel)
     if tunnel is not None:
         _move(tables, "ports", tunnel, bridge)
+        _refuse_loop(mirror, tunnel, bridge)
     return mirror
+
+
+def _refuse_loop(mirror: Any, tunnel: Any, bridge: Any) -> None:
+    """Raises Refused where the mirror would select what its own tunnel sends, as far as the switch has told its way."""
+    ways = {one.status.get("tunnel_egress_iface") for one in tunnel.interfaces}
+    crossed = [port for port in bridge.ports if port.name in ways]
+    selected = {*mirror.select_src_port, *mirror.select_dst_port}
+    if crossed and (mirror.select_all or selected.intersection(crossed)):
+        raise Refused(
+            f"the tunnel leaves through {crossed[0].name}, which would be mirrored, so that each copy is copied again: "
+            "name the ports of the VMs"
+        )
 
 
 def take_over(tables: Tables, name: str, identifier: str) -> Any:
@@ -124,7 +138,7 @@ def _output(transaction: Any, tables: Tables, mirror: Any, name: str, text: str)
     port = _tunnel_of(mirror, name)
     if port is None:
         free = _free_name(tables, name)
-        interface = _new(transaction, tables, "Interface", name=free, options={})
+        interface = _new(transaction, tables, "Interface", name=free, options={}, status={})
         port = _new(transaction, tables, "Port", name=free, interfaces=[interface], external_ids={})
     (interface, *_) = port.interfaces
     interface.type, interface.options = interface_of(target.tunnel)
