@@ -203,7 +203,7 @@ def test_a_changed_tunnel_is_told_and_mended(switch: OvsdbServer, mirror: Run) -
 
 
 def killed(proxy: Proxy, transaction: int, answered: bool, words: tuple[str, ...]) -> None:
-    """Run the command as a user does, and SIGKILL it at this transaction, before the server has it or when it did it."""
+    """Run the command as a user does, and SIGKILL it at this transaction, before the server has it or after."""
     process: list[subprocess.Popen[bytes]] = []
     left = [transaction]
 
@@ -460,6 +460,7 @@ def run_once(server: OvsdbServer, spec: Spec, dies_after: int = -1) -> Outcome:
     provider = Mortal(spec, session)
     provider.left = dies_after
     try:
+        provider.mirrors()  # of any state there is a health
         survey = provider.survey(spec)
         steps = diff(survey.wanted, survey.found, provider.kinds) if survey.wanted else ()
         return apply(steps, survey.found, provider, lambda done, total, what: None)
