@@ -214,7 +214,7 @@ def test_each_trouble_of_an_output_is_told() -> None:
     )
     mirror = Mirror("m1", "web", "br0", False, ("vm1",), ("vm1",), (), "ga-web", external_ids=words)
     assert health(mirror, **{"ga-web": tunnel}) == ()
-    emptied = replace(mirror, external_ids={**markers("web"), "guestagent-spec": "{}"})
+    emptied = replace(mirror, external_ids={**markers("web"), "guestagent-spec": '{"source": ["port:vm1"]}'})
     assert "none of its sources can be mirrored any more" in health(emptied, **{"ga-web": tunnel})
     for changed, sentence in (
         (replace(tunnel, error="File exists"), "the switch refuses ga-web: File exists"),
