@@ -26,6 +26,8 @@ def put(transaction: Any, tables: Tables, name: str, identifier: str, changes: M
         raise RunError("somebody removed it meanwhile: run again")
     if mirror is None:
         mirror = _new(transaction, tables, "Mirror", external_ids=markers(name), **_EMPTY)
+    else:
+        _insist(mirror, name)
     for key, value in changes.items():
         if key in _COLUMNS:
             _COLUMNS[key](mirror, value, tables)
@@ -71,8 +73,7 @@ def remove(tables: Tables, name: str, identifier: str) -> None:
     mirror = _by_id(tables, "Mirror", identifier)
     if mirror is None:
         return
-    if owner_of(mirror.external_ids) != name:
-        raise RunError("it is not ours any more: run again")
+    _insist(mirror, name)
     tunnel = _tunnel_of(mirror, name)
     holder = _holder(tables, "mirrors", mirror)
     if holder is not None:
@@ -86,6 +87,13 @@ def remove_tunnel(tables: Tables, name: str, identifier: str) -> None:
     port = _by_id(tables, "Port", identifier)
     if port is not None and owner_of(port.external_ids) == name and not _users(tables, port, None):
         _drop(tables, port, None)
+
+
+def _insist(mirror: Any, name: str) -> None:
+    """Only while it is ours, also when the server comes to do it. Raises RunError."""
+    if owner_of(mirror.external_ids) != name:
+        raise RunError("somebody took our mark off it meanwhile: run again")
+    _hold(mirror)
 
 
 # -- columns -----------------------------------------------------------------------------------------------------------
@@ -119,6 +127,12 @@ _COLUMNS: Mapping[str, Callable[[Any, Any, Tables], None]] = {
     "spec": lambda mirror, text, tables: _mark(mirror, {SPEC: text}),
 }
 """How each property of the resource is set, but for the bridge and the output."""
+
+
+def _hold(row: Any) -> None:
+    """The transaction is composed again where somebody else marks the row meanwhile."""
+    row.verify("external_ids")
+    row.external_ids = row.external_ids  # ovs.db.idl verifies only rows that are written
 
 
 def _mark(row: Any, words: Mapping[str, str]) -> None:
@@ -176,6 +190,7 @@ def _sweep(tables: Tables, name: str, mirror: Any, kept: Any) -> None:
 def _drop(tables: Tables, port: Any, mirror: Any) -> None:
     for one in _users(tables, port, mirror):
         raise RunError(f"the mirror {one.name} outputs to its tunnel {port.name}, too: it stays until that one is gone")
+    _hold(port)
     holder = _holder(tables, "ports", port)
     if holder is not None:
         holder.delvalue("ports", port)

@@ -270,6 +270,30 @@ def test_two_at_once_make_one(
     assert "ga-web-2" not in switch.vsctl("show")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("delete", "--name", "web", "--yes"), ("create", *WEB, "--packet-length", "64")],
+    ids=["delete", "update"],
+)
+def test_what_is_ours_no_more_is_left_alone(
+    switch: OvsdbServer, mirror: Run, proxy: Proxy, words: tuple[str, ...]
+) -> None:
+    """Between the look and the transaction somebody takes our mark off: refused, and nothing else changes."""
+    mirror("create", *WEB)
+    after: list[Any] = []
+
+    def take(request: Json) -> None:
+        if request["method"] == "transact" and not after:
+            switch.vsctl("clear mirror web external_ids")
+            after.append(state(switch))
+
+    proxy.before = take
+    code, _, said = mirror(*words, db=proxy.db)
+
+    assert (code, "took our mark off" in said) == (1, True)
+    assert [state(switch)] == after
+
+
 def test_the_policy_is_what_is_asked_for(switch: OvsdbServer, mirror: Run, proxy: Proxy) -> None:
     """In a life of a mirror with everything, the tables and columns that the server is asked to read and to write are
     those that `policy` prints."""
