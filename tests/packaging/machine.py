@@ -15,17 +15,11 @@ KEPT = Path("/var/cache/guestagent-tests")
 BROUGHT = "systemd,python3"
 """What every cloud image has beyond the minimum; with them in the root no test needs Debian's mirror."""
 NOT_COMPARED = re.compile(
-    r"__pycache__|^/("
-    + "|".join(
-        (
-            *("proc", "sys", "dev", "tmp", "root", "run/lock", "var/cache", "var/log"),
-            # What apt, dnf, dpkg and the like keep of their own work, whatever the package.
-            *("var/lib/(apt|dnf|dpkg|rpm|systemd)", "etc/dnf", "etc/(passwd|group|g?shadow)-"),
-            # On RHEL it is the distribution's.
-            "usr/share/licenses$",
-        )
-    )
-    + ")(/|$)"
+    "^/(proc|sys|dev|tmp|root|run/lock|var/cache|var/log"
+    # What apt, dnf, dpkg and the like keep of their own work, whatever the package.
+    "|var/lib/(apt|dnf|dpkg|rpm|systemd)|etc/dnf|etc/(passwd|group|g?shadow)-"
+    # On RHEL it is the distribution's.
+    "|usr/share/licenses$)(/|$)"
 )
 
 
@@ -36,40 +30,23 @@ def debian_mirror() -> str:
     return found[0] if found else ""
 
 
+def _debootstrap(seed: Path, archive: Path) -> None:
+    """Make a root and keep it as an archive."""
+    command = ["debootstrap", "--variant=minbase", f"--include={BROUGHT}", RELEASE, str(seed)]
+    subprocess.run([*command, *filter(None, [debian_mirror()])], check=True, capture_output=True)
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    made = archive.with_suffix(f".{os.getpid()}")
+    pack = ["tar", "--one-file-system", "--exclude=./var/cache/apt/archives/*.deb", "-C", str(seed)]
+    subprocess.run([*pack, "-cf", str(made), "."], check=True)
+    made.rename(archive)
+    shutil.rmtree(seed)
+
+
 def fresh(into: Path) -> "Machine":
     """A minimal Debian in this directory."""
     archive = KEPT / f"{RELEASE}-{BROUGHT}.tar"
     if not archive.exists():
-        KEPT.mkdir(parents=True, exist_ok=True)
-        made = archive.with_suffix(f".{os.getpid()}")
-        seed = into.with_name("seed")
-        subprocess.run(
-            [
-                "debootstrap",
-                "--variant=minbase",
-                f"--include={BROUGHT}",
-                RELEASE,
-                str(seed),
-                *filter(None, [debian_mirror()]),
-            ],
-            check=True,
-            capture_output=True,
-        )
-        subprocess.run(
-            [
-                "tar",
-                "--one-file-system",
-                "--exclude=./var/cache/apt/archives/*.deb",
-                "-C",
-                str(seed),
-                "-cf",
-                str(made),
-                ".",
-            ],
-            check=True,
-        )
-        shutil.rmtree(seed)
-        made.rename(archive)
+        _debootstrap(into.with_name("seed"), archive)
     into.mkdir()
     subprocess.run(["tar", "-C", str(into), "-xf", str(archive)], check=True)
     machine = Machine(into)

@@ -125,6 +125,18 @@ def test_upgrade_and_downgrade_keep_the_config(added: Machine) -> None:
     assert "cli.cpython-311.pyc" in cached
 
 
+@pytest.mark.root
+def test_another_python_gets_its_byte_code(added: Machine) -> None:
+    """When a Python is unpacked, dpkg has us make byte-code again."""
+    added.run(*INSTALL, "guestagent")
+    cached = added.path("/usr/lib/guestagent/guestagent/__pycache__/cli.cpython-311.pyc")
+    cached.unlink()
+    added.run("dpkg-trigger", "--by-package=dpkg", "/usr/bin/python3.11")
+    added.run("dpkg", "--triggers-only", "guestagent")
+
+    assert cached.exists()
+
+
 def altered(path: Path) -> bytes:
     """Change one byte in the middle of a file; what it was."""
     before = path.read_bytes()
