@@ -1,6 +1,6 @@
 # `make` alone lists the targets. All of them need only make and a shell: `setup` brings the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-harm packages repo release clean
+.PHONY: help setup demo test test-boot lint bench bench-harm packages repo release clean
 # Debian keeps ip, nft and ethtool in sbin, which is not on a plain user's path.
 export PATH := $(PATH):/usr/sbin:/sbin
 
@@ -14,7 +14,11 @@ demo: setup ## real traffic between two hosts made on this machine, tapped, coll
 	@.venv/bin/guestagent demo $(ARGS)
 
 test: setup ## unit, repo, lab and interop tests; ARGS='-k ring' picks some
-	.venv/bin/pytest $(ARGS)
+	.venv/bin/pytest -n auto --maxschedchunk 1 $(ARGS)
+
+test-boot: setup ## a VM that boots, installs the package by cloud-init and is tapped; takes about seven minutes
+	@packaging/dev-setup.sh boot
+	.venv/bin/pytest tests/boot -o faulthandler_timeout=1200 $(ARGS)
 
 lint: setup ## ruff, its format, mypy
 	.venv/bin/ruff check

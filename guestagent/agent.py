@@ -88,7 +88,7 @@ class Agent:
         self._loop.on_signals(
             {signal.SIGINT: self._stopped, signal.SIGTERM: self._stopped, signal.SIGHUP: self._reload}
         )
-        self._desk = Desk(capture, config.agent_id or identity.agent_id(), config.dedupe)
+        self._desk = Desk(capture, config.agent_id or identity.agent_id(), config.dedupe, config.tags)
         self._tap = self._desk.tap
         stack.callback(self._tap.close)
         self._until = self._loop.now() + config.duration if config.duration else float("inf")

@@ -1,40 +1,50 @@
 """`guestagent check`: try for real everything that `run` would need, say each result, exit with the code of `run`."""
 
 import os
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from guestagent.backstops import warnings
 from guestagent.capture.engine import open_capture
 from guestagent.capture.probes import PROBES
 from guestagent.capture.tap import Tap
 from guestagent.config import RunConfig
+from guestagent.endpoint import Endpoint
 from guestagent.errors import ConfigError, GuestagentError
 from guestagent.governor.limits import DEFAULT_CPU_PERCENT, OWN_CORES
+from guestagent.links.keyring import credentials
 from guestagent.observe import reports
 from guestagent.rlimits import refuse_small
 from guestagent.route import refuse_tunnel_loop
 from guestagent.start import wish_of
+from guestagent.tapstream.frames import ProtocolError
 
-COLLECTOR_PATIENCE_SECONDS = 3.0
+if TYPE_CHECKING:
+    from guestagent.links.secure import Credentials
 
 
 def check(config: RunConfig) -> int:
     """Print a line for each step; the exit code is that of the first step that would stop `run`."""
-    code = 0
     for probe in PROBES:
         result = probe()
         _say(result.name, result.ok, result.detail)
-    for name, step in _STEPS.items():
+    code = take_steps(_STEPS, config)
+    for warning in warnings(_budget_cores(config)):
+        sys.stdout.write(f"warn backstops: {warning}\n")
+    return code
+
+
+def take_steps(steps: dict[str, Callable[[Any], str]], config: Any) -> int:
+    """Print a line for each; the exit code of the first that fails, or 0."""
+    code = 0
+    for name, step in steps.items():
         try:
             _say(name, True, step(config))
         except GuestagentError as error:
             _say(name, False, str(error))
             code = code or error.exit_code
-    for warning in warnings(_budget_cores(config)):
-        sys.stdout.write(f"warn backstops: {warning}\n")
     return code
 
 
@@ -63,17 +73,24 @@ def _capture(config: RunConfig) -> str:
 
 
 def _collector(config: RunConfig) -> str:
-    """A collector that is not there is no reason for `run` to stop: it waits."""
-    endpoint = config.to[0]
-    if endpoint.scheme == "dir":
-        return f"none; the agent writes to {endpoint.path}"
-    if endpoint.is_tunnel:
+    """A collector that is not there, or refuses us, is no reason for `run` to stop: it waits."""
+    first = config.to[0]
+    if first.scheme == "dir":
+        return f"none; the agent writes to {first.path}"
+    if first.is_tunnel:
         return f"{', '.join(map(str, config.to))}: a tunnel has no answers; status tells what the network says of it"
+    tls = credentials(config, config.to, server_side=False)
+    return "; ".join(_answer(one, tls, config.allow_cleartext) for one in config.to)
+
+
+def _answer(endpoint: Endpoint, tls: "Credentials | None", allow_cleartext: bool) -> str:
+    from guestagent.answer import ask_collector
+
     try:
-        socket.create_connection((endpoint.host, endpoint.port), COLLECTOR_PATIENCE_SECONDS).close()
-    except OSError as error:
-        return f"{endpoint} does not answer now ({error.strerror or error}); run would wait for it"
-    return f"{endpoint} accepts connections"
+        said = ask_collector(endpoint, tls if endpoint.is_secure else None, allow_cleartext=allow_cleartext)
+    except (OSError, ProtocolError) as error:
+        return f"{endpoint} does not answer now ({getattr(error, 'strerror', None) or error}); run would wait for it"
+    return f"{endpoint} {said}"
 
 
 def _route(config: RunConfig) -> str:

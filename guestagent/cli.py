@@ -10,7 +10,18 @@ from typing import Any, NamedTuple
 
 from guestagent import __version__
 from guestagent.errors import ConfigError, GuestagentError, HostError
-from guestagent.flags import COLLECT_OPTIONS, MIRROR_OPTIONS, RUN_OPTIONS, SWITCH, Option, option
+from guestagent.flags import (
+    CHECK_OPTIONS,
+    CLOUD_INIT_OPTIONS,
+    COLLECT_OPTIONS,
+    ENROL_OPTIONS,
+    MIRROR_OPTIONS,
+    PKI_OPTIONS,
+    RUN_OPTIONS,
+    SWITCH,
+    Option,
+    option,
+)
 
 Flags = dict[str, Any]
 
@@ -35,13 +46,14 @@ def _run(flags: Flags) -> int:
 
 
 def _collect(flags: Flags) -> int:
-    from guestagent.collect import Collector
+    from guestagent.collect import collect
     from guestagent.config import load_collect
     from guestagent.observe import logs
 
-    config = load_collect(flags.pop("config"), flags)
+    reread = partial(load_collect, flags.pop("config"), flags)
+    config = reread()
     logs.start(as_json=config.log == "json")
-    return Collector(config).run()
+    return collect(config, reread)
 
 
 def _status(flags: Flags) -> int:
@@ -51,17 +63,33 @@ def _status(flags: Flags) -> int:
 
 
 def _check(flags: Flags) -> int:
-    from guestagent.check import check
-    from guestagent.config import load_run
+    from guestagent.config import load_collect, load_run
+    from guestagent.settings import names_key
 
-    return check(load_run(flags.pop("config"), flags))
+    path = flags.pop("config")
+    if names_key(path, flags, "listen"):
+        from guestagent.checkcollect import check_collect
+
+        return check_collect(load_collect(path, flags))
+    from guestagent.check import check
+
+    return check(load_run(path, flags))
 
 
 def _pki(flags: Flags) -> int:
+    from guestagent.enrol.command import make_token, serve_authority
     from guestagent.pki import make
 
+    if served := {"token": make_token, "serve": serve_authority}.get(flags["what"]):
+        return served(flags)
     print(make(flags["what"], flags["name"] or "", flags["host"] or (), flags["dir"]))
     return 0
+
+
+def _enrol(flags: Flags) -> int:
+    from guestagent.enrol.command import enrol_here
+
+    return enrol_here(flags)
 
 
 def _merge(flags: Flags) -> int:
@@ -75,6 +103,22 @@ def _demo(flags: Flags) -> int:
     from guestagent.demo import demo
 
     return demo(flags["seconds"])
+
+
+def _cloud_init(flags: Flags) -> int:
+    from guestagent.cloudinit.command import render
+
+    return render(flags)
+
+
+def _support_bundle(flags: Flags) -> int:
+    from pathlib import Path
+
+    from guestagent.bundle import CONFIGS, write_bundle
+
+    configs = [Path(one) for one in flags["config"] or ()] or sorted(CONFIGS.glob("*.toml"))
+    print(write_bundle(flags["output"] or "", configs))
+    return 0
 
 
 def _mirror(flags: Flags) -> int:
@@ -111,18 +155,22 @@ VERBS: dict[str, Verb] = {
         "what runs here, the ledger, limits and why",
         (option("--json", **SWITCH, help="the snapshots as JSON"),),
     ),
-    "check": Verb(_check, "try everything that run would need, and exit with its code", RUN_OPTIONS),
+    "check": Verb(
+        _check, "try everything that run, or with --listen collect, would need, and exit with its code", CHECK_OPTIONS
+    ),
     "pki": Verb(
         _pki,
         "make a small private CA for TLS, and certificates from it",
-        (
-            option("what", choices=("init", "agent", "collector"), help="the authority, or a certificate from it"),
-            option("name", nargs="?", help="the agent's id, or the collector's host name"),
-            option("--host", action="append", metavar="NAME|IP", help="another name of a collector in --to"),
-            option("--dir", default="pki", metavar="PATH", help="where everything lies; default: pki"),
-        ),
+        PKI_OPTIONS,
+        "token, serve: VMs make their own keys and get certificates with `guestagent enrol`\n\n"
         "examples:\n  guestagent pki init\n  guestagent pki collector collector-1 --host 10.0.0.9\n"
-        "  guestagent pki agent web-1",
+        "  guestagent pki agent web-1\n  guestagent pki token 'web-*' --minutes 30 --uses 20\n"
+        "  guestagent pki serve collector-1 --listen 10.0.0.9:4796",
+    ),
+    "enrol": Verb(
+        _enrol,
+        "make this VM's key, and get its certificate from `guestagent pki serve`",
+        ENROL_OPTIONS,
     ),
     "merge": Verb(
         _merge,
@@ -137,6 +185,21 @@ VERBS: dict[str, Verb] = {
         "two hosts in network namespaces: traffic, agent, collector, result",
         (option("--seconds", type=float, default=8.0, metavar="N", help="how long traffic runs; default: 8"),),
     ),
+    "cloud-init": Verb(
+        _cloud_init,
+        "what brings the agent to a new VM, as user-data or vendor-data",
+        CLOUD_INIT_OPTIONS,
+        "example:\n  guestagent cloud-init render --family apt --repository https://packages.example/guestagent \\\n"
+        "      --repository-key guestagent.asc --to tls://collector.example --ca ca.crt -o user-data",
+    ),
+    "support-bundle": Verb(
+        _support_bundle,
+        "status, logs, versions and config in one file, without secrets or payload",
+        (
+            option("-c", "--config", action="append", metavar="FILE", help="default: all in /etc/guestagent"),
+            option("-o", "--output", metavar="FILE", help="default: guestagent-support-HOST-TIME.tar.gz"),
+        ),
+    ),
     "mirror": Verb(
         _mirror,
         "the provider's own mirroring, or the agent: choose, plan, set up, remove",
@@ -147,7 +210,9 @@ VERBS: dict[str, Verb] = {
         "examples:\n  guestagent mirror aws plan --vpc vpc-0a1b2c3d --tag role=web\n"
         "  guestagent mirror aws create --name web --source tag:role=web --target eni-0a1b2c3d --filter tcp/443\n"
         "  guestagent mirror aws plan -f mirror.toml --dry-run --json\n"
-        "  guestagent mirror aws delete --name web",
+        "  guestagent mirror aws delete --name web\n"
+        "  guestagent mirror gcp create --name web --source subnet:web --target sensors --region europe-west3\n"
+        "  guestagent mirror ovs create --name web --source tag:role=web --target 'vxlan://10.0.0.9?vni=7'",
     ),
 }
 

@@ -1,18 +1,17 @@
-"""TOML and flags become frozen dataclasses; strict: an unknown key or a value out of range is an error with its path.
+"""TOML and flags become frozen dataclasses; what contradicts itself in them is an error with its key.
 
-One table per verb says which parser reads a key (values.py); the dataclasses say what it means and its default. Flags
-have the names of the keys and win over the file.
+One table per verb says which parser reads a key (values.py); the dataclasses say what it means and its default.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from guestagent import values
 from guestagent.endpoint import TUNNEL_FORMS, Endpoint
 from guestagent.errors import ConfigError
-from guestagent.trust import check_transport, refuse_writable
+from guestagent.settings import merge
+from guestagent.trust import check_transport
 from guestagent.values import FLOOR_NAMES, SHEDDING
 
 MODES_OF = {"tunnels": ("balance", "replicate"), "collectors": ("failover", "spread")}
@@ -79,6 +78,8 @@ class RunConfig:
     metrics: tuple[str, int] | str = ""
     """Where Prometheus may ask: (loopback address, port) or the path of a UNIX socket; empty: nowhere."""
     log: str = "text"
+    tags: dict[str, str] = field(default_factory=dict)
+    """The operator's own words on this machine, for captures and reports of the collector."""
     agent_id: str = ""
     """Empty: the cloud's instance id, else the machine id."""
     metadata: bool = True
@@ -124,6 +125,8 @@ class CollectConfig:
     """Write super-packets as the frames that were on the wire; TAP device and relay always do."""
     fsync: bool = False
     """Acknowledge after fdatasync, so that a power loss takes nothing that was acknowledged."""
+    workers: int = 1
+    """Processes that share the agents among them."""
     duration: float = 0.0
     report: str = ""
     metrics: tuple[str, int] | str = ""
@@ -172,6 +175,7 @@ _RUN_KEYS: dict[str, Callable[[Any, str], Any]] = {
     "shed": values.list_of(values.one_of(*SHEDDING)),
     "floor": values.list_of(values.one_of(*FLOOR_NAMES)),
     "dedupe": values.name,
+    "tags": values.tags,
     "agent_id": values.name,
     "metadata": values.switch,
 }
@@ -185,51 +189,10 @@ _COLLECT_KEYS: dict[str, Callable[[Any, str], Any]] = {
     "tap": values.tap,
     "relay": values.list_of(values.destination),
     "fsync": values.switch,
+    "workers": values.workers,
     "collector_id": values.name,
 }
-
-
-_FIELDS = {"yield": "yields"}
-"""Keys that Python does not allow as names."""
-
-
-def _field(key: str) -> str:
-    return _FIELDS.get(key, key.replace(".", "_"))
-
-
-def _read_toml(path: str) -> dict[str, Any]:
-    import tomllib
-
-    try:
-        refuse_writable(path)
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"the config {path} can't be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of 5,000 digits, deep nesting
-        raise ConfigError(f"the config {path} is no TOML: {error}") from error
-
-
-def merge(path: str | None, flags: dict[str, Any], keys: dict[str, Callable[[Any, str], Any]]) -> dict[str, Any]:
-    """Fields of a config: the file's values, checked, then the flags that were given. Raises ConfigError."""
-    merged = {}
-    for key, value in _flat(_read_toml(path) if path else {}):
-        if key not in keys:
-            raise ConfigError(f"{path}: {key} is no key of the config: choose among {', '.join(sorted(keys))}")
-        merged[_field(key)] = keys[key](value, f"{path}: {key}")
-    for key, value in flags.items():
-        if value is not None:
-            dotted = key.replace("tls_", "tls.", 1)
-            merged[_field(key)] = keys[dotted](value, f"--{key.replace('_', '-')}")
-    return merged
-
-
-def _flat(tables: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The table [tls] as keys of its own."""
-    for key, value in tables.items():
-        if key == "tls" and isinstance(value, dict):
-            yield from ((f"tls.{name}", inner) for name, inner in value.items())
-        else:
-            yield key, value
+KNOWN_KEYS = frozenset({*_RUN_KEYS, *_COLLECT_KEYS})
 
 
 def load_run(path: str | None, flags: dict[str, Any]) -> RunConfig:
@@ -293,5 +256,17 @@ def load_collect(path: str | None, flags: dict[str, Any]) -> CollectConfig:
         raise ConfigError("relay: the same sensor is named twice: name each once")
     if config.keys:
         _check_keys(config.keys, config.relay, "--relay")
-    check_transport(config, config.listen)
+    check_transport(config, (*config.listen, *config.relay))
+    if config.workers > 1:
+        _check_workers(config)
     return config
+
+
+def _check_workers(config: CollectConfig) -> None:
+    """What only one process can have."""
+    if config.write == "-" or config.write.endswith(".pcapng"):
+        raise ConfigError("workers: one file has one writer: name a directory in --write")
+    if config.tap:
+        raise ConfigError("workers: a TAP device belongs to one process: leave --workers or --tap out")
+    if tunnel := next((one for one in config.listen if one.is_tunnel), None):
+        raise ConfigError(f"workers: {tunnel} is taken by one process: run another collector for it")

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections import deque
+from collections.abc import Mapping
 from functools import partial
 from math import inf
 from typing import Any
@@ -35,7 +36,9 @@ MOST_RUN_BYTES = 64 * 1024
 class Desk:
     """The owner of the link (links.owner.LinkOwner): frames out, acknowledgements in, every block on loan accounted."""
 
-    def __init__(self, capture: Capture, agent_id: str, dedupe: str = "") -> None:
+    def __init__(
+        self, capture: Capture, agent_id: str, dedupe: str = "", tags: Mapping[str, str] | None = None
+    ) -> None:
         self.capture = capture
         self.tap = Tap(capture.sources)
         self.window = SendWindow()
@@ -43,6 +46,7 @@ class Desk:
         self.cloud = ""
         """What the metadata service says of this VM, once it has answered."""
         self._dedupe = dedupe
+        self._tags = dict(tags or {})
         self.run_id = os.urandom(RUN_ID_BYTES).hex()
         self.swaps_ns: deque[int] = deque(maxlen=16)
         """When the capture filter was swapped, wall clock."""
@@ -83,6 +87,7 @@ class Desk:
             cloud=self.cloud,
             dedupe=self._dedupe,
             acknowledged=dict(self._acknowledged),
+            tags=self._tags,
         )
 
     def exclude(self, exclusion: Exclusion) -> None:
@@ -96,6 +101,12 @@ class Desk:
                 self._exclusions.remove(exclusion)
             self._exclusions.append(exclusion)
         self._attach(self.capture, self.selection)
+
+    def readmit(self, exclusion: Exclusion) -> None:
+        """Capture again what was left out for a sensor that has moved."""
+        if exclusion in self._tunnels:
+            self._tunnels.remove(exclusion)
+            self._attach(self.capture, self.selection)
 
     def reject_all(self) -> None:
         """Let nothing new in, whatever connection of ours is still made."""

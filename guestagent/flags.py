@@ -29,10 +29,13 @@ _TO_HELP = (
     "erspan://HOST?session=N; default: dir:captures"
 )
 
-_TRANSPORT = (
+_TLS = (
     option("--tls-ca", metavar="FILE", help="PEM: authorities that the other end's certificate must come from"),
     option("--tls-cert", metavar="FILE", help="PEM: our certificate"),
     option("--tls-key", metavar="FILE", help="PEM: its private key"),
+)
+_TRANSPORT = (
+    *_TLS,
     option("--allow-cleartext", **SWITCH, help="copies readable on the way, also to or on a public address"),
 )
 
@@ -61,6 +64,11 @@ RUN_OPTIONS = (
     METRICS,
     LOG,
 )
+_FLEET_FLAGS = {
+    *("--interface", "--to", "--filter", "--slice", "--keep", "--cpu", "--rate", "--packets", "--yield", "--full"),
+    *("--ring", "--metrics", "--allow-cleartext"),
+}
+"""What may be the same on many VMs."""
 COLLECT_OPTIONS = (
     CONFIG,
     option(
@@ -75,21 +83,37 @@ COLLECT_OPTIONS = (
     option(
         "--relay", action="append", metavar="URL", help="sensor that gets every frame, vxlan://HOST?vni=N and so on"
     ),
+    option("--workers", type=int, metavar="N", help="processes that share the agents; default: 1"),
     *_TRANSPORT,
     DURATION,
     REPORT,
     METRICS,
     LOG,
 )
+_OF_RUN = {one.names for one in RUN_OPTIONS}
+CHECK_OPTIONS = (*RUN_OPTIONS, *(one for one in COLLECT_OPTIONS if one.names not in _OF_RUN))
 MIRROR_OPTIONS = (
-    option("provider", choices=("aws",), help="whose mirroring"),
+    option(
+        "provider",
+        choices=(
+            "aws",
+            "gcp",
+            "ovs",
+        ),
+        help="whose mirroring",
+    ),
     option("action", choices=("plan", "create", "list", "status", "delete", "policy"), help="see above"),
     option("-f", "--file", metavar="FILE", help="mirror.toml: TOML with the names of the flags up to --collector"),
     option("--name", help="of the mirror; it marks all that is made"),
-    option("--source", action="append", metavar="ID", help="instance, interface, subnet, tag:KEY=VALUE or self"),
-    option("--vpc", metavar="ID", help="only machines of this network"),
+    option(
+        "--source",
+        action="append",
+        metavar="ID",
+        help="machine, subnet, tag:KEY=VALUE or self, as the provider names them",
+    ),
+    option("--vpc", metavar="ID", help="only machines of this network or bridge"),
     option("--tag", action="append", metavar="KEY=VALUE", help="only machines that bear it"),
-    option("--target", metavar="ID", help="interface, network load balancer, or endpoint that takes the copies"),
+    option("--target", metavar="ID", help="what takes the copies, as the provider names it"),
     option(
         "--filter",
         action="append",
@@ -97,14 +121,50 @@ MIRROR_OPTIONS = (
         help="[not] PROTOCOL[/PORT[-PORT]] [local|remote] [CIDR]; the first that fits decides; default: all",
     ),
     option("--direction", metavar="both|ingress|egress", help="as the machine sees it; default: both"),
-    option("--dns", **SWITCH, help="also questions to the provider's own resolver"),
-    option("--vni", type=int, metavar="N", help="VXLAN network identifier; default: the provider picks one"),
-    option("--packet-length", type=int, metavar="N", help="bytes of each packet; default: whole"),
+    option("--dns", **SWITCH, help="also questions to the provider's own resolver (aws)"),
+    option("--vni", type=int, metavar="N", help="VXLAN network identifier; default: the provider picks one (aws)"),
+    option("--packet-length", type=int, metavar="N", help="bytes of each packet; default: whole (aws)"),
     option("--region", help="default: as the provider's own tools are configured"),
     option("--collector", metavar="URL", help="where the agents of machines without native mirroring send to"),
+    option(
+        "--db", metavar="ADDRESS", help="ovs: unix:PATH, tcp:HOST:PORT or ssl:HOST:PORT; default: this host's socket"
+    ),
+    *_TLS,
     option("--user-data", metavar="FILE", help="write the cloud-init for those machines"),
+    option("--family", choices=("apt", "dnf"), help="of their packages, for --user-data"),
+    option("--repository", metavar="URL", help="of guestagent's packages, for --user-data"),
+    option("--repository-key", metavar="FILE", help="its public key, for --user-data"),
     option("--adopt", action="append", metavar="ID", help="take over this object that somebody else made"),
     option("--dry-run", **SWITCH, help="change nothing, and ask the provider whether each step is permitted"),
     option("--yes", **SWITCH, help="delete without asking"),
     option("--json", **SWITCH, help="one JSON document, schema guestagent.mirror/1"),
+)
+CLOUD_INIT_OPTIONS = (
+    option("action", choices=("render",), help="write it"),
+    option("--form", choices=("user-data", "vendor-data", "openstack"), default="user-data", help="default: user-data"),
+    option("--family", choices=("apt", "dnf"), required=True, help="Debian and Ubuntu, or RHEL, Fedora and Amazon"),
+    option("--repository", metavar="URL", required=True, help="where what `make repo` made is served"),
+    option("--repository-key", metavar="FILE", required=True, help="its public key"),
+    option("--pin", metavar="VERSION", help="stay at this version"),
+    option("--proxy", metavar="URL", help="to the repository"),
+    option("--tag", action="append", metavar="NAME=TEXT", help="a word of yours on the VMs, for the captures"),
+    option("--ca", metavar="FILE", help="PEM: the authority of the collectors, for tls://"),
+    option("--enrol", metavar="HOST[:4796]", help="where `guestagent pki serve` gives each VM its certificate"),
+    option("--token-file", metavar="FILE", help="what `guestagent pki token` printed, for --enrol"),
+    *(one for one in RUN_OPTIONS if one.names[-1] in _FLEET_FLAGS),
+    option("-o", "--output", metavar="FILE", help="default: standard output"),
+)
+PKI_OPTIONS = (
+    option("what", choices=("init", "agent", "collector", "token", "serve"), help="the authority, or what it gives"),
+    option("name", nargs="?", help="the agent's id or names as 'web-*', or the collector's host name"),
+    option("--host", action="append", metavar="NAME|IP", help="another name of a collector in --to"),
+    option("--dir", default="pki", metavar="PATH", help="where everything lies; default: pki"),
+    option("--minutes", type=int, default=60, metavar="N", help="how long a token holds; default: 60"),
+    option("--uses", type=int, default=1, metavar="N", help="certificates that a token is good for; default: 1"),
+    option("--listen", metavar="HOST[:4796]", help="where to serve"),
+)
+ENROL_OPTIONS = (
+    option("authority", metavar="HOST[:4796]", help="where `guestagent pki serve` listens"),
+    option("-c", "--config", required=True, metavar="FILE", help="of the agent; its [tls] says what lies where"),
+    option("--token-file", required=True, metavar="FILE", help="what `guestagent pki token` printed; removed after"),
 )

@@ -19,6 +19,7 @@ from guestagent.errors import ConfigError, GuestagentError
 
 _PLACE = Struct("<III")
 """Interface index and the two halves of the time, behind a packet block's head."""
+_LEAST_PACKET_BYTES = 32
 _FLUSH_BYTES = 4 << 20
 
 
@@ -37,7 +38,7 @@ class Source:
     """One file: its chunks, and the descriptions of its interfaces."""
 
     def __init__(self, path: str, number: int, stack: ExitStack) -> None:
-        self._number = number
+        self._path, self._number = path, number
         self.interfaces: list[bytes] = []
         try:
             file = stack.enter_context(Path(path).open("rb"))  # noqa: SIM115 - the stack closes it
@@ -52,15 +53,29 @@ class Source:
     def chunks(self) -> Iterator[Chunk]:
         """Every frame that has its mark; what stands behind the last one was acknowledged by nobody."""
         packets: list[tuple[int, int]] = []
+        has_marks = False
         for kind, start, stop in reader.blocks(self.data):
             if kind == pcapng.INTERFACE:
                 self.interfaces.append(bytes(self.data[start:stop]))
             elif kind == pcapng.PACKET:
+                self._check(start, stop)
                 packets.append((start, stop))
             elif kind == pcapng.OURS and (mark := reader.mark_at(self.data, start, stop)):
                 first_ns = self._time_ns(packets[0][0]) if packets else 0
                 yield Chunk(first_ns, *mark, self._number, tuple(packets))
-                packets = []
+                packets, has_marks = [], True
+        if packets and not has_marks:
+            raise ConfigError(f"{self._path} has packets without marks, as what was merged before: leave it out")
+
+    def _check(self, start: int, stop: int) -> None:
+        if stop - start < _LEAST_PACKET_BYTES or self._index(start) >= len(self.interfaces):
+            raise ConfigError(
+                f"{self._path} is broken: the packet block at byte {start} is of no interface; leave it out"
+            )
+
+    def _index(self, start: int) -> int:
+        index, _, _ = _PLACE.unpack_from(self.data, start + pcapng.BLOCK_HEAD.size)
+        return int(index)
 
     def _time_ns(self, start: int) -> int:
         _, high, low = _PLACE.unpack_from(self.data, start + pcapng.BLOCK_HEAD.size)

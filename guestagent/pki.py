@@ -21,7 +21,7 @@ from guestagent.trust import refuse_readable
 
 if TYPE_CHECKING:
     from cryptography import x509
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
 
 CA_DAYS = 3650
 LEAF_DAYS = 397
@@ -54,7 +54,7 @@ def _init(folder: Path) -> str:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "guestagent CA")])
     usage = _usage(key_cert_sign=True, crl_sign=True)
-    builder = _builder(subject, subject, key, CA_DAYS)
+    builder = _builder(subject, subject, key.public_key(), CA_DAYS)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(usage, critical=True)
     _write(folder, "ca", key, _signed(builder, key))
@@ -62,24 +62,57 @@ def _init(folder: Path) -> str:
 
 
 def _leaf(folder: Path, name: str, hosts: Sequence[str], *, is_collector: bool) -> str:
-    from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    names = list(dict.fromkeys([name, *hosts]))
+    _write(folder, name, key, _certified(folder, key.public_key(), names, is_collector=is_collector))
+    return f"{folder}/{name}.crt and {folder}/{name}.key hold for {', '.join(names)}, {LEAF_DAYS} days"
+
+
+def _certified(
+    folder: Path, key: "EllipticCurvePublicKey", names: Sequence[str], *, is_collector: bool
+) -> "x509.Certificate":
+    from cryptography import x509
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
     ca_certificate, ca_key = _authority(folder)
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, names[0])])
     purpose = ExtendedKeyUsageOID.SERVER_AUTH if is_collector else ExtendedKeyUsageOID.CLIENT_AUTH
-    names = list(dict.fromkeys([name, *hosts]))
     builder = _builder(subject, ca_certificate.subject, key, LEAF_DAYS)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(_usage(digital_signature=True), critical=True)
     builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
     builder = builder.add_extension(x509.SubjectAlternativeName([_general(one) for one in names]), critical=False)
     issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
-    builder = builder.add_extension(issuer, critical=False)
-    _write(folder, name, key, _signed(builder, ca_key))
-    return f"{folder}/{name}.crt and {folder}/{name}.key hold for {', '.join(names)}, {LEAF_DAYS} days"
+    return _signed(builder.add_extension(issuer, critical=False), ca_key)
+
+
+def certify_request(folder: Path, name: str, request: bytes) -> bytes:
+    """PEM of a certificate for the agent whose request this is (RFC 2986), kept as DIR/NAME.crt, too.
+
+    Of the request only the key counts. Raises ConfigError, HostError.
+    """
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    if not is_name(name):
+        raise ConfigError("the name must be 1 to 64 of A-Z a-z 0-9 . _ -, the name of the agent")
+    try:
+        csr = x509.load_pem_x509_csr(request)
+        key, is_proved = csr.public_key(), csr.is_signature_valid
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"the request is broken: {error}") from error
+    if not is_proved or not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP256R1):
+        raise ConfigError("the request must be signed by its own key, which must be of the curve P-256")
+    data = _certified(folder, key, [name], is_collector=False).public_bytes(Encoding.PEM)
+    try:
+        _place(folder / f"{name}.crt", data, CERTIFICATE_MODE, replace=False)
+    except OSError as error:
+        raise HostError(f"{folder}/{name}.crt can't be written: {error.strerror or 'it is there'}") from error
+    return data
 
 
 def _general(name: str) -> "x509.GeneralName":
@@ -114,14 +147,14 @@ def _authority(folder: Path) -> "tuple[x509.Certificate, EllipticCurvePrivateKey
 
 
 def _builder(
-    subject: "x509.Name", issuer: "x509.Name", key: "EllipticCurvePrivateKey", days: int
+    subject: "x509.Name", issuer: "x509.Name", key: "EllipticCurvePublicKey", days: int
 ) -> "x509.CertificateBuilder":
     from cryptography import x509
 
     now = datetime.now(UTC)
-    builder = x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
+    builder = x509.CertificateBuilder(issuer, subject, key, x509.random_serial_number())
     builder = builder.not_valid_before(now - SKEW).not_valid_after(now + timedelta(days=days))
-    return builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    return builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
 
 
 def _signed(builder: "x509.CertificateBuilder", key: "EllipticCurvePrivateKey") -> "x509.Certificate":

@@ -12,6 +12,7 @@ from guestagent.observe.notify import Notifier
 from guestagent.observe.reports import check_writable
 from guestagent.rlimits import refuse_small
 from guestagent.route import refuse_tunnel_loop
+from guestagent.standback import stand_back
 from guestagent.trust import is_exposed
 
 log = logging.getLogger("guestagent.agent")
@@ -19,8 +20,6 @@ log = logging.getLogger("guestagent.agent")
 WAIT_SECONDS = 0.5
 SEED_BYTES = 4
 """A seed that everybody knows would let a sender pick ports that are never copied."""
-NICENESS = 10
-"""The application goes first. Never SCHED_IDLE: 200 ms delays of the loop were measured."""
 
 
 def begin(config: RunConfig) -> Capture:
@@ -33,8 +32,9 @@ def begin(config: RunConfig) -> Capture:
         refuse_tunnel_loop(endpoint, config.interface)
         if is_exposed(endpoint):
             log.warning("copies go to %s in clear text, which is not a private address", endpoint)
-    os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
-    return open_capture(wish_of(config))
+    capture = open_capture(wish_of(config))
+    stand_back()
+    return capture
 
 
 def _wait_for_interfaces(patterns: tuple[str, ...]) -> None:

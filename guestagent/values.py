@@ -21,10 +21,13 @@ LEAST_CPU_PERCENT = 0.1
 LEAST_RATE = 64_000 / 8
 """Reports and acknowledgements alone take about 10 kbit/s."""
 LEAST_PACKETS = 10
+MOST_WORKERS = 64
 SHEDDING = ("heavy", "thin", "headers", "sample", "pause")
 """From what tells least to what tells all; a list of fewer leaves the others out."""
 FLOOR_NAMES = ("never below headers", "never sample", "never slice")
 DIRECTIONS = ("in", "out")
+MOST_TAGS, MOST_TAG_CHARACTERS = 16, 64
+"""As tapstream.hello takes them."""
 MOST_DEVICE_BYTES, LEAST_AGENT_BYTES = 15, 8
 """IFNAMSIZ less its NUL; and what an agent takes of it where its own name is longer: a hash."""
 _DEVICE = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,15}")
@@ -127,6 +130,13 @@ def packets(value: Any, where: str) -> float:
     return float(value)
 
 
+def workers(value: Any, where: str) -> int:
+    """Processes of one collector."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_WORKERS:
+        raise ConfigError(f"{where}: {value!r} must be a whole number from 1 to {MOST_WORKERS}")
+    return value
+
+
 def on_or_off(value: Any, where: str) -> bool:
     """`on`, `off`, true or false."""
     if not isinstance(value, bool) and value not in ("on", "off"):
@@ -144,6 +154,17 @@ def keys(value: Any, where: str) -> dict[str, int]:
             raise ConfigError(f'{where}: {name!r} must be an interface, "in" or "out", or both as in "eth0 out"')
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 1 << 32:
             raise ConfigError(f"{where}.{name}: {number!r} must be a whole number from 0 to 4294967295")
+    return dict(value)
+
+
+def tags(value: Any, where: str) -> dict[str, str]:
+    """Short texts by name."""
+    if not isinstance(value, dict) or len(value) > MOST_TAGS:
+        raise ConfigError(f"{where}: {value!r} must be a table of at most {MOST_TAGS} texts by name")
+    for key, content in value.items():
+        name(key, f"{where}: the name of a tag")
+        if not isinstance(content, str) or not content.isprintable() or len(content) > MOST_TAG_CHARACTERS:
+            raise ConfigError(f"{where}.{key}: {content!r} must be text of at most {MOST_TAG_CHARACTERS} characters")
     return dict(value)
 
 

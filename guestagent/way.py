@@ -32,7 +32,15 @@ def _tunnels(config: RunConfig, desk: Desk, loop: Loop, _: ExitStack) -> Link:
     from guestagent.links.direct import DirectLink
 
     mode = config.mode or "balance"
-    return DirectLink(config.to, desk, loop, mode=mode, oversize=config.oversize, keys=config.keys)
+    return DirectLink(
+        config.to,
+        desk,
+        loop,
+        mode=mode,
+        oversize=config.oversize,
+        keys=config.keys,
+        allow_cleartext=config.allow_cleartext,
+    )
 
 
 def _collectors(config: RunConfig, desk: Desk, loop: Loop, _: ExitStack) -> Link:

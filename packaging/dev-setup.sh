@@ -24,8 +24,18 @@ find_python() {
     done
 }
 
+# With the word `boot`, what the boot test needs, too.
 # Debian's names of what is not here yet. libpcap comes with tcpdump; a venv that works brings its Python.
 missing_packages() {
+    [ "$1" != boot ] || while read -r command package; do
+        command -v "$command" >/dev/null 2>&1 || echo "$package"
+    done <<-END
+	qemu-system-x86_64 qemu-system-x86
+	qemu-img qemu-utils
+	mmdebstrap mmdebstrap
+	mke2fs e2fsprogs
+	genisoimage genisoimage
+	END
     while read -r command package; do
         command -v "$command" >/dev/null 2>&1 || echo "$package"
     done <<-END
@@ -94,21 +104,26 @@ make_venv() {
     touch "$stamp"
 }
 
-# Prometheus's linter alone, out of its package: no server is installed. Where that fails, the tests that need it skip.
-fetch_promtool() {
+# One file out of a package that is not installed: no server, and nothing that would set up this machine. Where that
+# fails, the tests that need it skip.
+fetch() { # PACKAGE PATH-IN-IT DESTINATION
     scratch=$(mktemp -d)
     chmod 755 "$scratch"
-    echo "setup: fetching promtool"
-    (cd "$scratch" && apt-get -q download prometheus && dpkg-deb --fsys-tarfile prometheus_*.deb | tar x ./usr/bin/promtool) \
-        >/dev/null 2>&1 && mv "$scratch/usr/bin/promtool" "$venv/bin/promtool" ||
-        echo "setup: promtool could not be fetched; 'apt-get update', then 'make setup' again" >&2
+    echo "setup: fetching $(basename "$3")"
+    mkdir -p "$(dirname "$3")"
+    (cd "$scratch" && apt-get -q download "$1" && dpkg-deb --fsys-tarfile "$1"_*.deb | tar x "$2") \
+        >/dev/null 2>&1 && mv "$scratch/$2" "$3" ||
+        echo "setup: $(basename "$3") could not be fetched; 'apt-get update', then 'make setup' again" >&2
     rm -rf "$scratch"
 }
 
-packages=$(missing_packages | tr '\n' ' ')
+packages=$(missing_packages "${1:-}" | tr '\n' ' ')
 # shellcheck disable=SC2086 # one word for each package
 [ -z "$packages" ] || install_packages $packages
 if ! venv_works || ! [ "$stamp" -nt pyproject.toml ]; then
     make_venv
 fi
-command -v promtool >/dev/null 2>&1 || [ -x "$venv/bin/promtool" ] || fetch_promtool
+command -v promtool >/dev/null 2>&1 || [ -x "$venv/bin/promtool" ] ||
+    fetch prometheus ./usr/bin/promtool "$venv/bin/promtool"
+schema=./usr/lib/python3/dist-packages/cloudinit/config/schemas/schema-cloud-config-v1.json
+[ -e "$venv/share/cloud-config-schema.json" ] || fetch cloud-init "$schema" "$venv/share/cloud-config-schema.json"

@@ -1,5 +1,6 @@
-"""What all tests share: the hypothesis profile, the `root` mark, and no silent skips in CI."""
+"""What all tests share: the hypothesis profile, the marks `root` and `alone`, and no silent skips in CI."""
 
+import fcntl
 import os
 import re
 from collections.abc import Generator
@@ -22,6 +23,40 @@ MACHINE_IS_NOT_SET_UP = re.compile(
     re.IGNORECASE,
 )
 """Reasons to skip that name what `make setup` or root would bring, unlike a kernel feature that this machine lacks."""
+
+RERUN_LINES, RERUN_COLUMNS = 30, 300
+"""With CI=true pytest shortens no difference between two captures."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: one test for each core, and one more, as tests of the lab wait most of their time.
+
+    A plain user has one process: it becomes root of a user namespace, for which it may have no thread of xdist's.
+    """
+    return (os.cpu_count() or 1) + 1 if os.geteuid() == 0 else 0
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `alone` come last, so that no other one waits for them."""
+    items.sort(key=_is_alone)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """While a test marked `alone` runs, no other one of this checkout does, in whatever process of pytest."""
+    checkout = os.open(item.config.rootpath, os.O_RDONLY)
+    try:
+        fcntl.flock(checkout, fcntl.LOCK_EX if _is_alone(item) else fcntl.LOCK_SH)
+        return (yield)
+    finally:
+        fcntl.flock(checkout, fcntl.LOCK_UN)  # closing is not enough: a child may have the descriptor still
+        os.close(checkout)
+
+
+def _is_alone(item: pytest.Item) -> bool:
+    return item.get_closest_marker("alone") is not None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -50,3 +85,11 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """A skip of a whole module, such as `pytest.importorskip`."""
     return _refuse_skip((yield))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Why a test failed at first that was run once more: the end of what it said."""
+    for report in terminalreporter.getreports("rerun"):
+        terminalreporter.section(f"first try of {report.nodeid}", "_")
+        for line in report.longreprtext.splitlines()[-RERUN_LINES:]:
+            terminalreporter.write_line(line[:RERUN_COLUMNS])

@@ -192,6 +192,10 @@ class FakeOwner:
         """Remember it."""
         self.exclusions.append(exclusion)
 
+    def readmit(self, exclusion: Exclusion) -> None:
+        """Forget it."""
+        self.exclusions.remove(exclusion)
+
     def resumed(self, answer: CollectorHello) -> None:
         """Settle what the collector holds, begin again with the rest."""
         self.answers.append(answer)

@@ -13,7 +13,7 @@ later than 8 s after. Whoever says that it sheds, or goes, is taken out within C
 
 from collections.abc import Iterable, Mapping
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from guestagent.model import Interface
 from guestagent.tapstream.hello import AgentHello
@@ -24,9 +24,39 @@ RENEW_SECONDS = 1.0
 FRESH_SECONDS = 3.0
 CHECK_SECONDS = 0.1
 LEAST_WHOLE_REPORTS = 2
+NEVER = -1.0
+"""A moment before all others; JSON knows no infinity."""
 _SELECTION = ("filter", "keep", "seed", "slice")
 """Keys of a report's limits that must be the same at both ends."""
 _LOSSES = ("capped", "dropped_by_ring", "unsupported_gso")
+
+
+class Standing(NamedTuple):
+    """How one agent of a domain stands, as far as a lease depends on it."""
+
+    domain: str
+    addresses: tuple[str, ...]
+    """Those that peers may leave to this agent."""
+    selection: tuple[str, ...]
+    whole_until: float
+    """Monotonic seconds until which others can rely on its copies."""
+
+    def is_whole(self, now: float) -> bool:
+        """Can others rely on its copies?"""
+        return now <= self.whole_until
+
+
+class Peer(Protocol):
+    """What is asked of a Member or of its Standing."""
+
+    @property
+    def domain(self) -> str: ...
+    @property
+    def addresses(self) -> tuple[str, ...]: ...
+    @property
+    def selection(self) -> tuple[str, ...]: ...
+    def is_whole(self, now: float) -> bool:
+        """Can others rely on its copies?"""
 
 
 class Member:
@@ -38,7 +68,7 @@ class Member:
         self.addresses = _leasable(self._interfaces.values())
         """Those that peers may leave to this agent."""
         self.whole_reports = 0
-        self.selection: tuple[Any, ...] = ()
+        self.selection: tuple[str, ...] = ()
         self._lost: tuple[Any, ...] = ()
         self._reported_at = -inf
 
@@ -62,7 +92,13 @@ class Member:
 
     def is_whole(self, now: float) -> bool:
         """Can others rely on its copies?"""
-        return self.whole_reports >= LEAST_WHOLE_REPORTS and now - self._reported_at <= FRESH_SECONDS
+        return self.standing().is_whole(now)
+
+    def standing(self) -> Standing:
+        """As of now, for whoever decides elsewhere."""
+        is_whole = self.whole_reports >= LEAST_WHOLE_REPORTS
+        whole_until = self._reported_at + FRESH_SECONDS if is_whole else NEVER
+        return Standing(self.domain, self.addresses, self.selection, whole_until)
 
 
 def _leasable(interfaces: Iterable[Interface]) -> tuple[str, ...]:
@@ -89,7 +125,7 @@ class Leases:
         self._granted: dict[str, Grant] = {}
         self._due_at = -inf
 
-    def due(self, members: Mapping[str, Member], now: float) -> dict[str, Lease]:
+    def due(self, members: Mapping[str, Peer], now: float) -> dict[str, Lease]:
         """The leases to send now: new ones, those to renew, and at once those that lose a peer."""
         if now < self._due_at:
             return {}
@@ -113,7 +149,7 @@ class Leases:
         return told
 
 
-def _lenders(members: Mapping[str, Member], now: float) -> dict[str, list[_Lender]]:
+def _lenders(members: Mapping[str, Peer], now: float) -> dict[str, list[_Lender]]:
     """By domain: the addresses that one member alone has, and that member is whole."""
     holders: dict[tuple[str, str], list[str]] = {}
     for key, member in members.items():

@@ -61,6 +61,7 @@ class Agent:
         self.unclean_ends: list[dict[str, Any]] = []
         self.reduced: list[dict[str, Any]] = []
         self.unclean_end_count = 0
+        self.tags: dict[str, str] = {}
         self.refused = 0
         """Connections in this agent's name that were closed for what they sent."""
 
@@ -99,6 +100,7 @@ class Registry:
             if len(self.agents) >= MOST_AGENTS:
                 raise ValueError(f"this collector already serves {MOST_AGENTS} agents")
             agent = self.agents[hello.agent_id] = Agent()
+        agent.tags = hello.tags
         run = agent.runs.get(hello.run_id)
         if run is None:
             self._end_dead_runs(agent, hello)
@@ -155,6 +157,7 @@ class Registry:
         for name, agent in self.agents.items():
             agents[name] = {
                 **agent.sums(*agent.runs.values()),
+                "tags": agent.tags,
                 "refused": agent.refused,
                 "unclean_ends": agent.unclean_ends,
                 "reduced": agent.intervals(),

@@ -44,11 +44,12 @@ class DirectLink:
         mode: str = "balance",
         oversize: str = "split",
         keys: Mapping[str, int] | None = None,
+        allow_cleartext: bool = False,
     ) -> None:
         self.state = LinkState(False, "not yet open")
         self.is_blocked = False
         self._owner = owner
-        self._spread = Spread(endpoints, mode, oversize, loop, owner.exclude)
+        self._spread = Spread(endpoints, mode, oversize, loop, owner, allow_cleartext=allow_cleartext)
         self._keys = keys or {}
         self._about_keys: dict[int, tuple[int | None, int | None]] = {}
         self._retry_at = 0.0

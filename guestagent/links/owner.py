@@ -19,7 +19,7 @@ class LinkState:
     sent_bytes: int = 0
     """Of frames, without the headers of the packets that carry them."""
     destinations: list[dict[str, Any]] = field(default_factory=list)
-    """Of a direct link: each sensor, with its counters."""
+    """Each collector or sensor, by preference: which one serves, or its counters."""
 
 
 class LinkOwner(Protocol):
@@ -30,6 +30,9 @@ class LinkOwner(Protocol):
 
     def exclude(self, exclusion: Exclusion) -> None:
         """Called before a connection is made: the capture must not see it from its first packet on."""
+
+    def readmit(self, exclusion: Exclusion) -> None:
+        """Called when nothing of ours goes there any more."""
 
     def resumed(self, answer: CollectorHello) -> None:
         """A collector took the run: settle what it holds, send the rest from the start."""

@@ -127,6 +127,17 @@ class Credentials:
         )
         return cast(SecureSocket, wrapped)
 
+    def renew(self, ca: str, cert: str, key: str) -> None:
+        """Other files from the next connection on. Raises ConfigError; then the old ones stay in force."""
+        before = self._files, self._stamp, self._context
+        self._files = (ca, cert, key)
+        try:
+            self._stamp = self._look()
+            self._context = self._load()
+        except ConfigError:
+            self._files, self._stamp, self._context = before
+            raise
+
     def _current(self) -> ssl.SSLContext:
         """A new certificate counts from the next connection on; a bad one is said once, and the old one stays."""
         try:

@@ -105,6 +105,10 @@ class Sender:
             _never_fragment(one)
             self._errors.register(one.fileno(), 0)  # errors alone
 
+    def inherit(self, before: "Sender") -> None:
+        """Count on from the sender that this one replaces."""
+        self.faults, self.calls, self.mtu_changes = before.faults, before.calls, before.mtu_changes
+
     def connect(self) -> None:
         """Raises OSError where no way leads to the address."""
         for one in self._sockets:

@@ -5,16 +5,15 @@ alone, and they return with it. Where none is well, copies go where they would g
 tells when one is back, and count as lost meanwhile.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import inf
 from typing import Any
 
 from guestagent.encap.flow import flow_hash, pick, source_port
 from guestagent.endpoint import Endpoint
-from guestagent.links.destination import CHECK_SECONDS, Destination
+from guestagent.links.destination import CHECK_SECONDS, Captures, Destination
 from guestagent.links.way import Lane, Record, Way
 from guestagent.loop import Loop
-from guestagent.model import Exclusion
 
 MOST_ROUTES = 4096
 """Flows whose way is remembered, some 200 bytes each."""
@@ -29,9 +28,13 @@ class Spread:
         mode: str,
         policy: str,
         loop: Loop,
-        exclude: Callable[[Exclusion], None],
+        captures: Captures,
+        *,
+        allow_cleartext: bool = False,
     ) -> None:
-        self.destinations = [Destination(one, policy, loop, exclude) for one in endpoints]
+        self.destinations = [
+            Destination(one, policy, loop, captures, allow_cleartext=allow_cleartext) for one in endpoints
+        ]
         self.due_at = 0.0
         self._is_replicate = mode == "replicate"
         self._by_name: dict[str, Way] = {}

@@ -12,7 +12,7 @@ The run goes on wherever it is: a collector's hello says what it holds of it, th
 from collections.abc import Sequence
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from guestagent.endpoint import Endpoint
 from guestagent.links.channel import Channel, Phase
@@ -38,6 +38,8 @@ class Collector:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
+        self.takeovers = 0
+        """Times that it took the run."""
         self.name = f"{endpoint.host}:{endpoint.port}"
         self.resolver = Resolver(endpoint.host, endpoint.port)
 
@@ -64,6 +66,7 @@ class StreamLink:
         self._rota = Rota(len(self._collectors))
         for collector in self._collectors:
             loop.watch(collector.resolver, READABLE, partial(self._resolved, collector))
+        self.state.destinations = self._describe()
         self._channel: Channel | None = None
         self._watch: Channel | None = None
         self._watch_at = 0
@@ -154,6 +157,7 @@ class StreamLink:
         self._owner.resumed(answer)
         self._backoff.succeeded()
         self._rota.serves(now)
+        self._collector.takeovers += 1
         self._change(True, f"connected to collector {answer.collector_id} at {channel.name}")
 
     # -- going back ---------------------------------------------------------------------------------------------
@@ -212,7 +216,14 @@ class StreamLink:
 
     def _change(self, connected: bool, text: str) -> None:
         self.state.connected, self.state.text = connected, text
+        self.state.destinations = self._describe()
         self._owner.link_changed(connected, text if connected else f"{text}; the ring holds on")
+
+    def _describe(self) -> list[dict[str, Any]]:
+        serves = self._collector if self.state.connected else None
+        return [
+            {"to": str(one.endpoint), "serves": one is serves, "takeovers": one.takeovers} for one in self._collectors
+        ]
 
     def broke(self, channel: Channel, reason: str) -> None:
         """A connection is over: of the one that serves, or of one that is watched."""

@@ -168,6 +168,13 @@ class Way:
             ]
         self._busy = [lane for lane in self._busy if lane.sizes]
 
+    def move(self, sender: Sender) -> None:
+        """Go on through another sender of the same kind, also with what waits; its counters go on, too."""
+        self.sender.close()
+        sender.inherit(self.sender)
+        self.sender = sender
+        self.follow_path()
+
     def follow_path(self) -> None:
         """Fit to what the sender knows of the path from now on."""
         self.fitter.most_frame_bytes = self.sender.room_bytes - self._tunnel.header_bytes

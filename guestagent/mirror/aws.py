@@ -59,6 +59,11 @@ class Aws:
         self._spec, self._clients = spec, clients
         self._patience_seconds = PATIENCE_SECONDS if patience_seconds is None else patience_seconds
 
+    def close(self) -> None:
+        """Let go of the clients' connections."""
+        for client in self._clients.values():
+            client.close()
+
     def _call(self, service: str, method: str, /, **parameters: Any) -> dict[str, Any]:
         """One call. Raises ApiError and RunError with a sentence."""
         from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
@@ -93,7 +98,8 @@ class Aws:
         """All mirrors of ours with what keeps each from working."""
         inventory = aws_read.mirror_objects(self._call)
         listeners, lost = aws_read.check_places(self._call, aws_read.places_of(inventory).values())
-        return healths(replace(inventory, listeners=listeners, lost=lost))
+        stopped = aws_read.stopped_sources(self._call)
+        return healths(replace(inventory, listeners=listeners, lost=lost, stopped=stopped))
 
     # -- doing ----------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ SENTENCES = {
     "NetworkInterfaceNotSupported": "EC2 does not mirror this interface's instance type: run the agent there",
     "InvalidNetworkInterfaceID.NotFound": "the interface does not exist in this region",
     "InvalidInstanceID.NotFound": "an instance does not exist in this region",
+    "InvalidVpcEndpointId.NotFound": "the endpoint does not exist in this region",
     "LoadBalancerNotFound": "the load balancer does not exist in this region",
     "TrafficMirrorFilterInUse": "a session of somebody else uses the filter: it stays until that one is gone",
     "TrafficMirrorTargetInUseException": "a session of somebody else uses the target: it stays until that one is gone",
@@ -50,4 +51,7 @@ def sentence(service: str, operation: str, code: str, message: str) -> str:
     known = SENTENCES.get(code)
     if known:
         return f"{operation}: {known.format(action=action)} ({code})"
-    return f"{operation}: AWS says {code}: {' '.join(message.split())[:300]}"
+    said = " ".join(message.split())[:300]
+    if is_gone(code):
+        return f"{operation}: something that it refers to does not exist: {said} ({code})"
+    return f"{operation}: AWS says {code}: {said}"

@@ -1,11 +1,13 @@
 """Facts of AWS Traffic Mirroring that no API tells: instance families, limits, overheads, price. Pure.
 
-Source: the Traffic Mirroring guide and the VPC quotas page as of the date below. EC2's own answer is final.
+Source of families, limits and overheads: the Traffic Mirroring guide as it stood in FACTS_DATE. AWS changes the list of
+families; EC2's own answer to a call has the last word.
 """
 
 import re
 
-FACTS_DATE = "2025-11-01"
+FACTS_DATE = "2025"
+PRICE_DATE = "2026-09"
 MIRRORED_FAMILIES = frozenset(
     """
     a1 m4 m5 m5a m5ad m5d m5dn m5n m5zn m6a m6g m6gd m6i m6id m6idn m6in m7a m7g m7gd m7i m7i-flex mac1 mac2
@@ -39,7 +41,7 @@ MOST_UNCUT_MTU_GWLB = 8446
 OVERHEAD_BYTES = 54
 OVERHEAD_V6_BYTES = 74
 USD_PER_SESSION_HOUR = 0.015
-"""List price of us-east-1; other regions cost up to twice that."""
+"""The example of AWS's VPC pricing page in PRICE_DATE, for US East (Ohio). AWS's price list has the last word."""
 HOURS_PER_MONTH = 730
 _GENERATION = re.compile(r"[a-z]+(\d+)")
 
@@ -59,4 +61,5 @@ def eligible(instance_type: str) -> tuple[str, str]:
 def monthly_cost(sessions: int) -> str:
     """The cost line of so many sessions."""
     usd = sessions * USD_PER_SESSION_HOUR * HOURS_PER_MONTH
-    return f"{sessions} x {USD_PER_SESSION_HOUR} USD/h, about {usd:.2f} USD a month (us-east-1's list price)"
+    rate = f"{sessions} x {USD_PER_SESSION_HOUR} USD/h, about {usd:.2f} USD a month"
+    return f"{rate} (US East, {PRICE_DATE}; see AWS's price list for other regions and now)"

@@ -32,7 +32,16 @@ def _health(name: str, inventory: Inventory) -> Health:
         "sources": sorted(one["NetworkInterfaceId"] for one in sessions),
         "cost": facts.monthly_cost(len(sessions)),
     }
-    return Health(name, own, tuple(problems), facts_of_it)
+    return Health(name, own, tuple(problems), facts_of_it, tuple(_stopped(sessions, inventory)))
+
+
+def _stopped(sessions: list[Mapping[str, Any]], inventory: Inventory) -> list[str]:
+    """AWS bills a session by the hour, whether or not its source runs."""
+    idle = [one for one in sessions if one["NetworkInterfaceId"] in inventory.stopped]
+    machines = sorted({inventory.stopped[one["NetworkInterfaceId"]] for one in idle})
+    if not machines:
+        return []
+    return [f"{', '.join(machines)}: stopped, and still billed: {facts.monthly_cost(len(idle))}"]
 
 
 def _accepts(raw: Mapping[str, Any]) -> bool:

@@ -41,6 +41,8 @@ class Inventory:
     """By the ARN of a network load balancer: has it a UDP listener on 4789?"""
     lost: frozenset[str] = frozenset()
     """Interfaces and load balancers that our targets lead to and that do not exist any more."""
+    stopped: Mapping[str, str] = field(default_factory=dict)
+    """Instances that do not run, by their interfaces."""
     adopted: frozenset[str] = frozenset()
     """Identifiers of strangers' objects that the operator named."""
 

@@ -10,6 +10,7 @@ READS = (
     "ec2:DescribeTrafficMirrorFilters",
     "ec2:DescribeTrafficMirrorSessions",
     "ec2:DescribeTrafficMirrorTargets",
+    "ec2:DescribeVpcEndpoints",
     "elasticloadbalancing:DescribeListeners",
 )
 _KINDS = ("filter", "filter-rule", "target", "session")

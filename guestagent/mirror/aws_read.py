@@ -131,6 +131,17 @@ def _refuse_empty(spec: Spec, made: tuple[Machine, ...]) -> None:
         raise ConfigError("the sources, --vpc and --tag together select no instance in this region")
 
 
+def stopped_sources(call: Caller) -> dict[str, str]:
+    """The instances that do not run, by their interfaces: as many calls as such instances have pages."""
+    stopped = [_filter("instance-state-name", ["stopping", "stopped"])]
+    return {
+        interface["NetworkInterfaceId"]: raw["InstanceId"]
+        for reservation in pages(call, "describe_instances", "Reservations", Filters=stopped)
+        for raw in reservation["Instances"]
+        for interface in raw.get("NetworkInterfaces", ())
+    }
+
+
 # -- what targets lead to ----------------------------------------------------------------------------------------------
 
 
@@ -143,11 +154,19 @@ def check_places(call: Caller, places: Iterable[str]) -> tuple[dict[str, bool], 
                 listeners[place] = _has_listener(call, place)
             elif place.startswith("eni-"):
                 call("ec2", "describe_network_interfaces", NetworkInterfaceIds=[place])
+            elif place.startswith("vpce-"):
+                _check_endpoint(call, place)
         except ApiError as error:
             if not is_gone(error.code) and error.code != "LoadBalancerNotFound":
                 raise
             lost.add(place)
     return listeners, frozenset(lost)
+
+
+def _check_endpoint(call: Caller, identifier: str) -> None:
+    (found,) = call("ec2", "describe_vpc_endpoints", VpcEndpointIds=[identifier])["VpcEndpoints"]
+    if found["VpcEndpointType"] != "GatewayLoadBalancer":
+        raise ConfigError(f"target: {identifier} is an endpoint of type {found['VpcEndpointType']}: name one of a GWLB")
 
 
 def _has_listener(call: Caller, arn: str) -> bool:

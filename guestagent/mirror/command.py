@@ -2,10 +2,12 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from typing import Any
 
-from guestagent.config import merge
+from guestagent.cloudinit.command import recipe_of, write
+from guestagent.cloudinit.render import user_data
 from guestagent.errors import ConfigError, RunError
 from guestagent.mirror import show
 from guestagent.mirror.apply import Outcome, apply
@@ -13,7 +15,7 @@ from guestagent.mirror.plan import KEEP, Step, diff, has_changes, removal
 from guestagent.mirror.providers import check, connect, policy
 from guestagent.mirror.spec import KEYS, Spec
 from guestagent.mirror.survey import Provider, Survey
-from guestagent.mirror.userdata import cloud_config
+from guestagent.settings import merge
 
 DONE, FAILED, CHANGES = 0, 1, 4
 
@@ -27,16 +29,18 @@ class Mirror:
         self._dry_run = bool(flags.pop("dry_run", None))
         self._yes = bool(flags.pop("yes", None))
         self._adopt = tuple(flags.pop("adopt", None) or ())
-        self._user_data = flags.pop("user_data", None)
+        self._user_data = {key: flags.pop(key, None) for key in ("user_data", "family", "repository", "repository_key")}
         self._spec = Spec(**merge(flags.pop("file", None), flags, dict(KEYS)))
         check(provider_name, self._spec)
+        self._open = ExitStack()
 
     def run(self, action: str) -> int:
         """The exit code. Raises GuestagentError."""
-        return _ACTIONS[action](self)
+        with self._open:
+            return _ACTIONS[action](self)
 
     def _connect(self) -> Provider:
-        return connect(self._name, self._spec)
+        return self._open.enter_context(closing(connect(self._name, self._spec)))
 
     def _need(self, *keys: str) -> None:
         for key in keys:
@@ -144,22 +148,23 @@ class Mirror:
             steps=_steps_json(steps, proofs),
             machines=[asdict(one) for one in survey.choices],
             warnings=list(survey.warnings),
-            verified="permissions" if proofs else "reads-only",
+            verified="permissions" if set(proofs.values()) == {"proved"} else "reads-only",
         )
 
     def _render_user_data(self, survey: Survey) -> None:
         machines = show.agents_of(survey.choices)
-        if not self._user_data:
+        if not self._user_data["user_data"]:
             if machines:
                 self._say([f"note: --user-data FILE writes the cloud-init of the {len(machines)} that need the agent"])
             return
+        for key, what in (("family", "apt or dnf"), ("repository", "URL"), ("repository_key", "FILE")):
+            if not self._user_data[key]:
+                flag = key.replace("_", "-")
+                raise ConfigError(f"no --{flag}: --user-data needs --{flag} {what}, as `guestagent cloud-init` does")
         if not self._spec.collector:
             raise ConfigError("no collector: --user-data needs --collector URL, where the agents send to")
-        try:
-            with open(self._user_data, "w", encoding="utf-8") as file:
-                file.write(cloud_config(self._spec.collector))
-        except OSError as error:
-            raise RunError(f"--user-data: {self._user_data} can't be written: {error.strerror}") from error
+        recipe = recipe_of({**self._user_data, "to": [self._spec.collector]})
+        write(user_data(recipe, self._user_data["family"]), self._user_data["user_data"], "--user-data")
 
     def _conclude(self, steps: Sequence[Step], outcome: Outcome, survey: Survey | None = None) -> int:
         self._json(

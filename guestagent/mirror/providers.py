@@ -4,6 +4,7 @@ import re
 from importlib import import_module
 from typing import NamedTuple, cast
 
+from guestagent.endpoint import TUNNEL_FORMS
 from guestagent.errors import ConfigError, HostError
 from guestagent.mirror.spec import Spec
 from guestagent.mirror.survey import Provider
@@ -23,6 +24,10 @@ class Row(NamedTuple):
 
 
 _ID = r"[0-9a-f]{8,17}"
+_NAME = r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?"
+"""RFC 1035, as Google names things."""
+_OVSDB = ("db", "tls_ca", "tls_cert", "tls_key")
+"""Keys of a server that a cloud's API is not."""
 
 PROVIDERS: dict[str, Row] = {
     "aws": Row(
@@ -43,6 +48,42 @@ PROVIDERS: dict[str, Row] = {
             "tmt-ID of a mirror target that exists": rf"tmt-{_ID}",
         },
         most_packet_bytes=8500,
+        unsupported=_OVSDB,
+    ),
+    "gcp": Row(
+        module="guestagent.mirror.gcp",
+        extra="gcp",
+        sources={
+            "ZONE/NAME of a VM": rf"[a-z]+-[a-z]+\d+-[a-z]/{_NAME}",
+            "subnet:NAME": rf"subnet:{_NAME}",
+            "nettag:NETWORK-TAG": rf"nettag:{_NAME}",
+            "tag:LABEL=VALUE": r"tag:[^=]{1,63}=.{0,63}",
+            "self": "self",
+        },
+        targets={
+            "the name of a forwarding rule": _NAME,
+            "projects/PROJECT/regions/REGION/forwardingRules/NAME": rf"projects/[a-z0-9:.-]+/regions/[a-z0-9-]+/"
+            rf"forwardingRules/{_NAME}",
+        },
+        most_packet_bytes=0,
+        unsupported=("dns", "vni", "packet_length", *_OVSDB),
+    ),
+    "ovs": Row(
+        module="guestagent.mirror.ovs",
+        extra="ovs",
+        sources={
+            "port:NAME": r"port:[^/]+",
+            "tag:KEY=VALUE of an interface's external_ids": r"tag:[^=]{1,128}=.{0,256}",
+            "bridge:NAME": r"bridge:[^/]+",
+            "bridge:NAME/VLAN": r"bridge:[^/]+/\d{1,4}",
+        },
+        targets={
+            "port:NAME": r"port:[^/]+",
+            "vlan:N": r"vlan:\d{1,4}",
+            **{form: rf"{scheme}://.+" for scheme, form in TUNNEL_FORMS.items()},
+        },
+        most_packet_bytes=65_535,
+        unsupported=("filter", "dns", "region"),
     ),
 }
 
@@ -55,12 +96,12 @@ def check(provider: str, spec: Spec) -> None:
             raise ConfigError(f"source: {one!r} is none that {provider} knows: write {', '.join(row.sources)}")
     if spec.target and not _fits(spec.target, row.targets):
         raise ConfigError(f"target: {spec.target!r} is none that {provider} knows: write {', '.join(row.targets)}")
-    if (spec.packet_length or 0) > row.most_packet_bytes:
-        raise ConfigError(f"packet_length: {spec.packet_length} is more than {provider}'s {row.most_packet_bytes}")
     empty = Spec()
     for key in row.unsupported:
         if getattr(spec, key) != getattr(empty, key):
             raise ConfigError(f"{key}: it means nothing to {provider}: leave it out")
+    if (spec.packet_length or 0) > row.most_packet_bytes:
+        raise ConfigError(f"packet_length: {spec.packet_length} is more than {provider}'s {row.most_packet_bytes}")
 
 
 def _fits(text: str, forms: dict[str, str]) -> bool:

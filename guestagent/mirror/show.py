@@ -33,6 +33,7 @@ def health_json(health: Health) -> dict[str, Any]:
         "name": health.name,
         "works": not health.problems,
         "problems": list(health.problems),
+        "notes": list(health.notes),
         "resources": [{"kind": one.kind, "key": one.key, "id": one.id} for one in health.resources],
         **health.facts,
     }
@@ -73,7 +74,7 @@ def agents_of(choices: Sequence[Choice]) -> list[str]:
 
 
 def health_text(health: Health) -> list[str]:
-    """A head line, what it is made of, and the problems."""
+    """A head line with what it is made of, the problems, the notes."""
     counts = ", ".join(f"{name} {value}" for name, value in health.facts.items() if not isinstance(value, list))
     lines = [f"{health.name}: {'broken' if health.problems else 'in order'}; {counts}"]
-    return lines + [f"  {problem}" for problem in health.problems]
+    return [*lines, *(f"  {text}" for text in health.problems), *(f"  note: {text}" for text in health.notes)]

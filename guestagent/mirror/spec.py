@@ -83,6 +83,11 @@ class Spec:
     """Empty: what the provider's own configuration says."""
     collector: str = ""
     """Where the agents of machines that cannot be mirrored send to, a URL of `run --to`."""
+    db: str = ""
+    """Of Open vSwitch: where its ovsdb-server listens; empty: the socket of this host."""
+    tls_ca: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -225,5 +230,9 @@ KEYS: Mapping[str, Callable[[Any, str], Any]] = {
     "tag": _tags,
     "region": _text,
     "collector": _text,
+    "db": _text,
+    "tls.ca": _text,
+    "tls.cert": _text,
+    "tls.key": _text,
 }
 """Keys of mirror.toml, which are the names of the flags."""

@@ -50,6 +50,8 @@ class Health:
     resources: tuple[Resource, ...]
     problems: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What does not break it, and what the operator should know."""
 
 
 class Provider(Writer, Protocol):
@@ -65,3 +67,6 @@ class Provider(Writer, Protocol):
 
     def prove(self, step: Step) -> str:
         """Ask whether we might do this, without doing it: `proved`, or why not. Raises RunError for a refusal."""
+
+    def close(self) -> None:
+        """Let go of connections."""

@@ -1,15 +1,15 @@
-"""The books as Prometheus metrics: tables of names over the snapshots that `status` shows.
+"""The books as Prometheus metrics: the tables of rows.py over the snapshots that `status` shows.
 
-Names and units follow https://prometheus.io/docs/practices/naming/. Labels are bounded: interfaces are the host's own,
-of agents the first MOST_AGENT_LABELS have a name and the rest are summed. prometheus_client is loaded by Exposition.
+Labels are bounded: interfaces are the host's own, destinations and reasons the config's and ours, of agents the first
+MOST_AGENT_LABELS have a name and the rest are summed. prometheus_client is loaded by Exposition.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from guestagent.errors import HostError
-
-Snapshot = dict[str, Any]
+from guestagent.observe import rows
+from guestagent.observe.rows import Row, Snapshot
 
 MOST_AGENT_LABELS = 256
 """Names are the agents' to choose; a server that scrapes us keeps each series for weeks."""
@@ -18,86 +18,6 @@ THE_REST = "(other)"
 UNKNOWN = "other"
 """The label of a reason that CAUSES lacks."""
 
-
-class Row(NamedTuple):
-    """One metric; a name ending in `_total` is a counter, every other one a gauge. None: not known here."""
-
-    name: str
-    help: str
-    value: Callable[[Snapshot], float | None]
-
-
-def _key(*path: str) -> Callable[[Snapshot], float | None]:
-    def read(snapshot: Snapshot) -> float | None:
-        value: Any = snapshot
-        for key in path:
-            value = value[key]
-        return None if value is None else float(value)
-
-    return read
-
-
-def _sum(*keys: str) -> Callable[[Snapshot], float]:
-    return lambda snapshot: float(sum(snapshot[key] for key in keys))
-
-
-INTERFACE_ROWS = (
-    Row("guestagent_captured_records_total", "Records that the filter accepted.", _key("captured")),
-    Row("guestagent_delivered_records_total", "Records that a collector acknowledged.", _key("delivered")),
-    Row("guestagent_capped_records_total", "Records given up to keep a cap.", _key("capped")),
-    Row(
-        "guestagent_kernel_dropped_records_total",
-        "Records that the kernel dropped: no room in the ring, or unsupported GSO.",
-        # Only the sum never falls: what the kernel counts first is known as unsupported GSO when a collector says so.
-        _sum("dropped_by_ring", "unsupported_gso"),
-    ),
-    Row(
-        "guestagent_unsupported_gso_records_total",
-        "Those of the kernel's drops that were super-packets of a kind that it cannot describe.",
-        _key("unsupported_gso"),
-    ),
-    Row("guestagent_lost_on_link_records_total", "Records that no collector acknowledged.", _key("lost_on_link")),
-    Row("guestagent_in_flight_records", "Records in the ring or on the way.", _key("in_flight")),
-    Row("guestagent_captured_ring_bytes_total", "Ring bytes retired, headers included.", _key("captured_ring_bytes")),
-    Row("guestagent_delivered_bytes_total", "Ring bytes that a collector acknowledged.", _key("delivered_bytes")),
-)
-"""Of one interface's ledger: captured = delivered + capped + kernel_dropped + lost_on_link + in_flight."""
-
-AGENT_ROWS = (
-    Row("guestagent_cpu_seconds_total", "CPU time of the agent itself.", _key("cpu_seconds")),
-    Row("guestagent_ring_bytes", "Memory of all rings.", _key("ring_bytes")),
-    Row("guestagent_ring_held_ratio", "Fullness of the fullest ring.", _key("ring_held_fraction")),
-    Row(
-        "guestagent_not_selected_packets",
-        "Packets that the interfaces counted and the filter did not accept, an estimate.",
-        _key("not_selected_estimate"),
-    ),
-    Row("guestagent_link_connected", "1 while a collector takes the copies.", _key("link", "connected")),
-    Row("guestagent_link_reconnects_total", "Connections that broke.", _key("link", "reconnects")),
-    Row("guestagent_link_sent_bytes_total", "Bytes that left for collectors.", _key("link", "sent_bytes")),
-    Row(
-        "guestagent_collector_complains",
-        "1 while the collector remarks something.",
-        lambda s: bool(s["collector_note"]),
-    ),
-    Row(
-        "guestagent_budget_cpu_ratio", "Allowed part of the VM's CPU.", lambda s: _percent(s["budgets"]["cpu_percent"])
-    ),
-    Row("guestagent_budget_bytes_per_second", "Allowed rate of copies.", _key("budgets", "bytes_per_second")),
-    Row("guestagent_budget_records_per_second", "Allowed rate of records.", _key("budgets", "packets_per_second")),
-    Row("guestagent_wanted_flows_ratio", "Part of the flows that the operator wants.", _key("limits", "keep")),
-    Row("guestagent_limit_flows_ratio", "Part of the flows that is kept now.", _key("limits", "sample")),
-    Row("guestagent_limit_heavy_flows", "Flows of which headers alone are kept now.", _key("limits", "heavy_flows")),
-    Row("guestagent_limit_heavy_ratio", "Part of heavy flows' packets kept now.", _key("limits", "heavy_fraction")),
-    Row("guestagent_limit_bytes_per_second", "Cap in force on bytes out.", _key("limits", "byte_cap")),
-    Row("guestagent_limit_records_per_second", "Cap in force on records out.", _key("limits", "packet_cap")),
-    Row("guestagent_limit_paused", "1 while the capture is paused.", _key("limits", "paused")),
-    Row(
-        "guestagent_limit_headers_only", "1 while headers alone are kept.", lambda s: s["limits"]["slice"] == "headers"
-    ),
-    Row("guestagent_dedupe_peers", "Agents whose packets are left to them.", _key("limits", "dedupe_peers")),
-)
-"""Of the agent's snapshot."""
 
 CAUSES = {
     "a full copy would take": "cpu",
@@ -109,40 +29,6 @@ CAUSES = {
 REDUCED = "guestagent_fidelity_reduced"
 INTERFACE_UP = "guestagent_interface_up"
 BUILD = "guestagent_build_info"
-
-COLLECTOR_ROWS = (
-    Row("guestagent_collector_connections", "Agents connected, greeting ones included.", _key("connections")),
-    Row("guestagent_collector_refused_total", "Connections closed for what they sent.", _key("refused")),
-    Row("guestagent_collector_agents", "Agents seen since the start.", lambda s: len(s["agents"])),
-)
-PER_AGENT_ROWS = (
-    Row("guestagent_collector_received_records_total", "Records received once.", _key("received")),
-    Row(
-        "guestagent_collector_received_bytes_total", "Bytes of these records, headers included.", _key("received_bytes")
-    ),
-    Row("guestagent_collector_written_packets_total", "Packets written.", _key("written")),
-    Row("guestagent_collector_gap_frames_total", "Frames missing in the sequence.", _key("gaps")),
-    Row("guestagent_collector_duplicate_frames_total", "Frames that came again, not written.", _key("duplicates")),
-    Row("guestagent_collector_malformed_blocks_total", "Blocks that were refused.", _key("malformed")),
-    Row(
-        "guestagent_collector_unsupported_gso_records_total",
-        "Records without a packet: super-packets that the agent's kernel cannot describe.",
-        _key("unsupported_gso"),
-    ),
-    Row("guestagent_collector_checksums_completed_total", "Left to the card, completed.", _key("checksums_completed")),
-    Row("guestagent_collector_checksums_left_total", "Left to the card, not completed.", _key("checksums_left")),
-    Row(
-        "guestagent_collector_agent_refused_total",
-        "Connections in its name closed for what they sent.",
-        _key("refused"),
-    ),
-    Row("guestagent_collector_unclean_ends_total", "Runs that ended without goodbye.", _key("unclean_end_count")),
-    Row("guestagent_collector_agent_runs", "Runs that stream now.", _key("streaming")),
-)
-
-
-def _percent(value: float | None) -> float | None:
-    return None if value is None else value / 100
 
 
 class Sample(NamedTuple):
@@ -168,13 +54,14 @@ def families(snapshot: Snapshot) -> Iterator[Family]:
 
 
 def _of_agent(snapshot: Snapshot) -> Iterator[Family]:
-    yield from _table(AGENT_ROWS, [({}, snapshot)])
-    yield from _table(INTERFACE_ROWS, [({"interface": name}, one) for name, one in snapshot["interfaces"].items()])
+    yield from _table(rows.AGENT_ROWS, [({}, snapshot)])
+    yield from _table(rows.INTERFACE_ROWS, [({"interface": name}, one) for name, one in snapshot["interfaces"].items()])
     up = [Sample({"interface": name}, float(is_up)) for name, is_up in snapshot["interfaces_up"].items()]
     yield Family(INTERFACE_UP, "1 while the capture is bound to the interface and it is up.", up)
     cause = cause_of(snapshot["limits"]["reason"])
     causes = [Sample({"cause": one}, float(one == cause)) for one in (*CAUSES.values(), UNKNOWN)]
     yield Family(REDUCED, "1 for what makes the copy less than the operator wants, 0 for all else.", causes)
+    yield from _destinations(snapshot["link"]["destinations"])
 
 
 def cause_of(reason: str) -> str:
@@ -184,17 +71,50 @@ def cause_of(reason: str) -> str:
 
 
 def _of_collector(snapshot: Snapshot) -> Iterator[Family]:
-    yield from _table(COLLECTOR_ROWS, [({}, snapshot)])
+    yield from _table(rows.COLLECTOR_ROWS, [({}, snapshot)])
     agents = list(snapshot["agents"].items())
     named = [({"agent": name}, one) for name, one in agents[:MOST_AGENT_LABELS]]
     if rest := [one for _, one in agents[MOST_AGENT_LABELS:]]:
         keys = [key for key, value in rest[0].items() if isinstance(value, int)]
         named.append(({"agent": THE_REST}, {key: sum(one[key] for one in rest) for key in keys}))
-    yield from _table(PER_AGENT_ROWS, named)
+    yield from _table(rows.PER_AGENT_ROWS, named)
+    workers = [({"worker": str(number)}, one) for number, one in enumerate(snapshot.get("workers", ()))]
+    if workers:
+        yield from _table(rows.WORKER_ROWS, workers)
+    if relay := snapshot.get("relay"):
+        yield from _table(rows.RELAY_ROWS, [({}, relay)])
+        yield from _by_reason(rows.RELAY_REASONS, [({}, relay)])
+        yield from _destinations(relay["destinations"])
+    if tunnels := snapshot.get("tunnels"):
+        yield from _table(rows.LISTENER_ROWS, [({"listen": one["listen"]}, one) for one in tunnels["listeners"]])
+        yield from _by_reason(rows.TUNNEL_REASONS, [({}, tunnels)])
+    if tap := snapshot.get("tap"):
+        yield from _table(rows.TAP_ROWS, [({}, tap)])
+        yield from _by_reason(rows.TAP_REASONS, [({}, tap)])
 
 
-def _table(rows: tuple[Row, ...], sources: list[tuple[dict[str, str], Snapshot]]) -> Iterator[Family]:
-    for row in rows:
+def _destinations(found: Sequence[Snapshot]) -> Iterator[Family]:
+    sources = [({"to": one["to"]}, one) for one in found]
+    if sources:
+        yield from (family for family in _table(rows.DESTINATION_ROWS, sources) if family.samples)
+        yield from _by_reason(rows.DESTINATION_REASONS, [one for one in sources if "lost_frames" in one[1]])
+
+
+def _by_reason(
+    table: Iterable[tuple[str, str, str]], sources: Sequence[tuple[dict[str, str], Snapshot]]
+) -> Iterator[Family]:
+    """Counts that stand under their reasons; a reason shows once something was counted under it."""
+    for name, text, key in table if sources else ():
+        found = [
+            Sample({**labels, "reason": reason}, float(count))
+            for labels, one in sources
+            for reason, count in one[key].items()
+        ]
+        yield Family(name, text, found)
+
+
+def _table(table: Iterable[Row], sources: list[tuple[dict[str, str], Snapshot]]) -> Iterator[Family]:
+    for row in table:
         samples = [Sample(labels, float(value)) for labels, one in sources if (value := row.value(one)) is not None]
         yield Family(row.name, row.help, samples)
 

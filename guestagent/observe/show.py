@@ -35,6 +35,10 @@ def _agent_lines(snapshot: dict[str, Any]) -> Iterator[str]:
 
 def _collector_lines(snapshot: dict[str, Any]) -> Iterator[str]:
     yield f"collector {snapshot['collector_id']}: {snapshot['connections']} connected, {snapshot['refused']} refused"
+    for number, one in enumerate(snapshot.get("workers", ())):
+        state = f"process {one['pid']}, {one['connections']} connected" if one["pid"] else "gone, it starts again"
+        restarts = f", started again {one['restarts']} times" if one["restarts"] else ""
+        yield f"worker {number}: {state}, {one['handed_over']:,} handed over, {one['cpu_seconds']} s of CPU{restarts}"
     for name, agent in snapshot["agents"].items():
         yield (
             f"{name}: received {agent['received']:,}, written {agent['written']:,}, gaps {agent['gaps']:,}, "

@@ -29,16 +29,19 @@ def directory() -> Path:
 class StatusSocket:
     """Answers each connection with a snapshot and closes it."""
 
-    def __init__(self, role: str, snapshot: Callable[[], dict[str, Any]]) -> None:
-        self.path = directory() / f"{role}-{os.getpid()}.sock"
+    def __init__(self, role: str, snapshot: Callable[[], dict[str, Any]], suffix: str = "sock") -> None:
+        self.path = directory() / f"{role}-{os.getpid()}.{suffix}"
         self._snapshot = snapshot
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             self.path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
-            self.path.unlink(missing_ok=True)
-            self._socket.bind(str(self.path))
-            self.path.chmod(_SOCKET_MODE)
+            # Under its name only once it answers: whoever is refused takes the file for one that was left behind.
+            fresh = self.path.with_name(f"{self.path.name}.new")
+            fresh.unlink(missing_ok=True)
+            self._socket.bind(str(fresh))
+            fresh.chmod(_SOCKET_MODE)
             self._socket.listen(8)
+            fresh.rename(self.path)
         except OSError as error:
             self._socket.close()
             raise RunError(f"no status socket at {self.path}: {error.strerror or error}") from error

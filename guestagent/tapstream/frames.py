@@ -179,6 +179,19 @@ class Deframer:
         """`count` bytes were read into the last `space()`."""
         self._end += count
 
+    def feed(self, data: bytes) -> None:
+        """Take bytes that somebody else received."""
+        while data:
+            space = self.space()
+            count = min(len(space), len(data))
+            space[:count] = data[:count]
+            self.filled(count)
+            data = data[count:]
+
+    def rest(self) -> bytes:
+        """What was received behind the last frame that was taken."""
+        return bytes(memoryview(self._buffer)[self._start : self._end])
+
     def _checked_length(self) -> int:
         kind, _, _, length, _ = HEADER.unpack_from(self._buffer, self._start)
         if kind not in MOST_PAYLOAD_BYTES:

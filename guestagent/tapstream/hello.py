@@ -16,6 +16,8 @@ _MAC = re.compile(r"(?:[0-9a-f]{2}(?::[0-9a-f]{2}){5})?")
 MOST_INTERFACES = 64
 """More NICs than any cloud gives one VM (AWS: 15 cards' worth)."""
 MOST_ADDRESSES = 64
+MOST_TAGS = 16
+MOST_TAG_CHARACTERS = 64
 MOST_COLLECTORS = 16
 """That took a run in turn; of more, the agent names the last ones."""
 MOST_TEXT_CHARACTERS = 256
@@ -47,6 +49,8 @@ class AgentHello:
     """The address domain within which this agent takes leases; empty: none."""
     acknowledged: dict[str, int] = field(default_factory=dict)
     """The last sequence that each collector acknowledged, by collector id: what it lacks up to there, it lost."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """The operator's own words on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +155,17 @@ def decode_agent_hello(value: dict[str, Any], layouts: tuple[str, ...]) -> Agent
         cloud=_field(value, "cloud", str, "hello"),
         dedupe=_name(value, "dedupe", "hello") if value.get("dedupe") else "",
         acknowledged=_acknowledged(value.get("acknowledged", {})),
+        tags=_tags(value.get("tags", {})),
     )
+
+
+def _tags(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or len(value) > MOST_TAGS:
+        raise ProtocolError(f"hello: tags must be a JSON object of at most {MOST_TAGS}")
+    for name, text in value.items():
+        if not is_name(name) or not isinstance(text, str) or len(text) > MOST_TAG_CHARACTERS:
+            raise ProtocolError(f"hello: tags must be texts of at most {MOST_TAG_CHARACTERS} characters by name")
+    return {name: printable(text) for name, text in value.items()}
 
 
 def _acknowledged(value: Any) -> dict[str, int]:

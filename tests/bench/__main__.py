@@ -17,6 +17,7 @@ from pathlib import Path
 from guestagent.errors import GuestagentError, HostError
 from tests.bench import collector, report, rounds, start, writers
 from tests.bench.clocks import busy_share
+from tests.bench.group import own_group
 from tests.bench.taps import TAPS
 
 PARTS = ("taps", "start", "collector", "writers")
@@ -39,7 +40,8 @@ def main() -> int:
     results = report.Results(command, number, seconds, busy_share())
     if "taps" in flags.only:
         taps, offloads = (GATED_TAPS if flags.gate else list(TAPS)), ([True] if is_short else [True, False])
-        results.cells, results.missing = rounds.measure(number, seconds, taps, offloads, _say)
+        with own_group():
+            results.cells, results.missing = rounds.measure(number, seconds, taps, offloads, _say)
     if "start" in flags.only:
         results.starts = start.measure(starts, _say)
     if "collector" in flags.only and not flags.gate:

@@ -5,6 +5,8 @@ import re
 import time
 from pathlib import Path
 
+from tests.bench.group import reader
+
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _CPUS = os.cpu_count() or 1
 _IDLE, _IOWAIT, _STEAL = 3, 4, 7
@@ -30,6 +32,31 @@ class BusyClock:
         """Until now."""
         wall = time.monotonic() - self._start
         return sum(_busy(wall, then, now) for then, now in zip(self._before, _processors(), strict=True))
+
+
+class WorkClock:
+    """CPU seconds that the bench's control group has worked since the clock was made, and the kernel's network threads.
+
+    Outside of a group those of the machine, by BusyClock.
+    """
+
+    def __init__(self) -> None:
+        self._group, self._machine = reader(), BusyClock()
+        self._threads = softirq_threads()
+        self._before = self._read()
+
+    def _read(self) -> float:
+        return self._group() + process_seconds(*self._threads) if self._group else self._machine.seconds()
+
+    def seconds(self) -> float:
+        """Until now."""
+        return self._read() - self._before
+
+
+def softirq_threads() -> list[int]:
+    """ksoftirqd of each processor: it does what is left over of senders' and receivers' work."""
+    names = ((path.parent, path.read_text()) for path in Path("/proc").glob("[0-9]*/comm"))
+    return [int(place.name) for place, name in names if name.startswith("ksoftirqd/")]
 
 
 def _processors() -> list[tuple[float, float]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from guestagent.errors import GuestagentError
 from guestagent.lab.hosts import Lab
-from tests.bench.clocks import BusyClock, process_seconds
+from tests.bench.clocks import WorkClock, process_seconds
 from tests.bench.scene import LOADS, Load, Scene, small
 from tests.bench.taps import FOREIGN, TAPS, Running
 
@@ -76,7 +76,7 @@ def _all_loads(scene: Scene, number: int, offloads: bool, name: str, seconds: fl
 def _one(scene: Scene, running: Running, load: Load, number: int, offloads: bool, name: str, seconds: float) -> Cell:
     lost_before = running.lost()
     peer_before, collector_before = scene.counters()
-    busy, own, start = BusyClock(), process_seconds(*running.pids), time.monotonic()
+    busy, own, start = WorkClock(), process_seconds(*running.pids), time.monotonic()
     load.make(scene, load.inbound, seconds)
     took = time.monotonic() - start
     time.sleep(SETTLE_SECONDS)

@@ -23,6 +23,7 @@ UDP_PORT = 9000
 SMALL_FRAME_BYTES = 512
 SMALL_PER_SECOND = 50_000
 _UDP_HEADERS_BYTES = 42
+SMALL_PAYLOAD_BYTES = SMALL_FRAME_BYTES - _UDP_HEADERS_BYTES
 _RECEIVE_BUFFER_BYTES = 4 << 20
 _DRAIN_SECONDS = 0.001
 _IPERF_PORT = 5201
@@ -83,7 +84,7 @@ def pass_unfiltered() -> None:
 
 def send_datagrams(address: str, count: int, per_second: float) -> None:
     """Paced datagrams that make frames of SMALL_FRAME_BYTES."""
-    payload = os.urandom(SMALL_FRAME_BYTES - _UDP_HEADERS_BYTES)
+    payload = os.urandom(SMALL_PAYLOAD_BYTES)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.connect((address, UDP_PORT))
         BatchSender(udp).send_paced(repeat(payload, count), per_second)

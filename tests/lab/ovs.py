@@ -14,19 +14,19 @@ class OpenVSwitch:
         self._host, self._place = host, place
         directories = ("OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR", "OVS_SYSCONFDIR")
         environment = {**os.environ, **dict.fromkeys(directories, str(place))}
-        self._database = f"unix:{place}/db.sock"
+        self.database = f"unix:{place}/db.sock"
         host.run(["ovsdb-tool", "create", f"{place}/conf.db", "/usr/share/openvswitch/vswitch.ovsschema"])
         with (place / "ovs.log").open("wb") as log:
             options = {"env": environment, "stdout": log, "stderr": log}
-            server = ["ovsdb-server", f"{place}/conf.db", f"--remote=p{self._database}"]
+            server = ["ovsdb-server", f"{place}/conf.db", f"--remote=p{self.database}"]
             host.popen([*server, f"--unixctl={place}/ovsdb.ctl"], **options)
             wait_for((place / "db.sock").exists, "ovsdb-server")
             self.vsctl("--no-wait init")
-            host.popen(["ovs-vswitchd", self._database, f"--unixctl={place}/vswitch.ctl"], **options)
+            host.popen(["ovs-vswitchd", self.database, f"--unixctl={place}/vswitch.ctl"], **options)
 
     def vsctl(self, words: str) -> str:
         """Change or ask the configuration; returns when the switch has taken it over."""
-        return self._host.run(["ovs-vsctl", f"--db={self._database}", "--timeout=10", *words.split()]).stdout
+        return self._host.run(["ovs-vsctl", f"--db={self.database}", "--timeout=10", *words.split()]).stdout
 
     def log_text(self) -> str:
         """What database and switch said so far."""

@@ -18,6 +18,9 @@ from guestagent.observe.status import ask
 
 COLLECTOR = "10.9.0.1"
 PORT = 4795
+PATIENCE_SECONDS = 20.0
+"""How long a test waits for what has no time limit of its own: an agent that steps back at once for whatever else runs
+on the machine needs some."""
 UDP_HEADERS_BYTES = {0x0800: 42, 0x86DD: 62}
 """Ethernet, IPv4 or IPv6 without options, UDP."""
 
@@ -190,7 +193,7 @@ def udp_copies(frames: Iterable[Frame], port: int, size: int) -> tuple[list[int]
     return indexes, cut
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout: float = 8.0) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, timeout: float = PATIENCE_SECONDS) -> Any:
     """Poll until `condition()` is true; its value."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:

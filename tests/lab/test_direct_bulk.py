@@ -62,7 +62,7 @@ def test_bulk_arrives_as_frames_of_the_wire(
     vxlan(peer, "vx0", 7, SENSOR[version], VM[version])
     sensor = f"[{SENSOR[version]}]" if version == 6 else SENSOR[version]
     agent = rig.agent(vm, "--filter", f"tcp port {PORT}", to=f"vxlan://{sensor}?vni=7")
-    watcher = peer.start(seen_frames, "vx0", 2.0)
+    watcher = peer.start(seen_frames, "vx0", 1.0)
     wait_for(lambda: peer.call(is_watched), "the watcher")
     sender, receiver, address = (vm, peer, SENSOR[version]) if outbound else (peer, vm, VM[version])
     digest = transfer(sender, receiver, address)
@@ -89,7 +89,7 @@ def test_bulk_inside_a_tunnel_of_the_vm(rig: Rig, pair: tuple[Host, Host], outbo
         host.run(["ip", "link", "set", "overlay", "mtu", "1450"])
         host.run(["ip", "address", "add", f"{address}/24", "dev", "overlay"])
     agent = rig.agent(vm, "--filter", "udp port 8472", to="vxlan://10.9.0.1?vni=7")
-    watcher = peer.start(seen_frames, "vx0", 2.0)
+    watcher = peer.start(seen_frames, "vx0", 1.0)
     wait_for(lambda: peer.call(is_watched), "the watcher")
     sender, receiver, address = (vm, peer, OVERLAY_PEER) if outbound else (peer, vm, OVERLAY_VM)
     digest = transfer(sender, receiver, address)

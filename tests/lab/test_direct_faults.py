@@ -171,7 +171,7 @@ def test_several_sensors(rig: Rig, routed: tuple[Host, Host, Host, Host], mode: 
         vm.run(["ethtool", "-K", ifname, "tx-udp-segmentation", "off"])
     config = tmp_path / "agent.toml"
     config.write_text(f'mode = "{mode}"\nto = ["vxlan://10.9.0.1?vni=7", "vxlan://10.7.0.1?vni=8"]\n')
-    sinks = {host: host.start(seen_frames, "eth0", 3.0, b"\x12\xb5") for host in (peer, sensor)}
+    sinks = {host: host.start(seen_frames, "eth0", 1.0, b"\x12\xb5") for host in (peer, sensor)}
     holders = [host.start(udp_sink, port, None, 30.0) for host, port in ((peer, 4789), (sensor, 4789), (peer, 9000))]
     for host, port in ((peer, 4789), (sensor, 4789), (peer, 9000)):
         host.wait_for_port(port)

@@ -24,6 +24,8 @@ from tests.lab.governed import (
 )
 from tests.lab.rig import Rig, assert_ledger_closes
 
+pytestmark = pytest.mark.alone
+
 MBIT = 1e6 / 8
 WARM_SECONDS, COUNTED_SECONDS = 2.0, 4.0
 PAYLOAD_BYTES = 1200

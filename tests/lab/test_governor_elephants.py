@@ -11,6 +11,8 @@ from guestagent.lab.traffic import page, serve_http
 from tests.lab.flows import NAMES_PORT, PAGE_BYTES, PAGES_PORT, Conversations, ask_names, ask_pages, serve_names
 from tests.lab.rig import Rig, assert_ledger_closes
 
+pytestmark = pytest.mark.alone
+
 PEER, VM = "10.9.0.3", "10.9.0.2"
 SECONDS = 7.0
 ELEPHANT_AFTER_SECONDS, ELEPHANT_SECONDS = 1.0, 4

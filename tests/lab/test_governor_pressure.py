@@ -3,10 +3,14 @@
 import os
 import time
 
+import pytest
+
 from guestagent.lab.hosts import Lab
 from guestagent.lab.packets import udp_send
 from tests.lab.governed import VM, load_frames, scene_of, seconds_until, watch
 from tests.lab.rig import Rig, assert_ledger_closes
+
+pytestmark = pytest.mark.alone
 
 COLLECTOR_MBIT = 100
 OFFERED_PER_SECOND, PAYLOAD_BYTES = 80_000, 1400

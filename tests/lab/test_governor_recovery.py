@@ -11,6 +11,8 @@ from guestagent.lab.packets import udp_send
 from tests.lab.governed import VM, changes, scene_of, seconds_until, send_flows, watch
 from tests.lab.rig import Rig, assert_ledger_closes
 
+pytestmark = pytest.mark.alone
+
 BACK_SECONDS = 10.0
 FLOODS = int(os.environ.get("GUESTAGENT_FLOODS", "3"))
 """20 for the figure of the issue."""

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import re
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from guestagent.lab.hosts import Host
 from guestagent.lab.packets import udp_send
 from guestagent.observe.metrics import families
+from guestagent.observe.status import ask
 from tests.lab.rig import Rig, assert_ledger_closes, udp_indexes, wait_for
 from tests.units import UNITS, allowed_calls, unit
 
@@ -129,6 +131,59 @@ def test_the_agent_lives_with_its_units_confinement(rig: Rig, pair: tuple[Host, 
     assert report["agents"]["vm"]["gaps"] == 0
     assert 'guestagent_captured_records_total{interface="eth0"}' in text
     assert "guestagent_link_connected 1.0" in text
+
+
+@pytest.mark.root
+def test_a_collector_with_workers_lives_with_its_units_confinement(rig: Rig, pair: tuple[Host, Host]) -> None:
+    """Without any capability, under the unit's system call filter and without W+X memory, workers are forked, hand
+    connections over, read their config again, and one that was killed is replaced; no packet is lost."""
+    vm, peer = pair
+    home = rig.directory / "home"
+    home.mkdir()
+    config = home / "collect.toml"
+    config.write_text(
+        f'listen = "tcp://10.9.0.1"\nwrite = "{rig.captures}"\nworkers = 2\nreport = "{home}/collector.json"\n'
+    )
+    calls = allowed_calls(unit("guestagent-collector")["SystemCallFilter"])
+    script = CONFINED.format(root=str(UNITS.parents[1]), calls=calls, arguments=["collect", "-c", str(config)])
+    log = rig.directory / "confined.log"
+    with log.open("wb") as stderr:
+        process = peer.popen(
+            ["setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all", sys.executable, "-c", script],
+            env={**rig.environment, "RUNTIME_DIRECTORY": str(home / "run")},
+            stderr=stderr,
+        )
+    wait_for(lambda: "listens on" in log.read_text() or process.poll() is not None, "the collector to listen")
+    assert process.poll() is None, log.read_text()
+    agents = [rig.agent(vm, "--filter", f"udp port {port}", name=f"vm-{port}") for port in (9000, 9001, 9003)]
+
+    def workers() -> list[dict[str, int]]:
+        return list((ask(home / "run" / f"collector-{process.pid}.sock") or {}).get("workers", ()))
+
+    before = workers()
+    has = [capabilities(pid) for pid in (process.pid, *(one["pid"] for one in before))]
+    for port in (9000, 9001, 9003):
+        vm.call(udp_send, "10.9.0.1", port, 100, 2000, 100)
+    os.kill(before[0]["pid"], signal.SIGKILL)
+    wait_for(lambda: [one["restarts"] for one in workers()] == [1, 0], "a worker in the place of the killed one")
+    config.write_text(config.read_text() + 'rotate_bytes = "1MB"\n')
+    process.send_signal(signal.SIGHUP)
+    wait_for(lambda: log.read_text().count("read again: rotate_bytes") == 3, "the reload")
+    for port in (9000, 9001, 9003):
+        vm.call(udp_send, "10.9.0.1", port, 100, 2000, 100, first_index=100)
+    for agent in agents:
+        wait_for(lambda agent=agent: agent.status()["link"]["connected"], "the agent to be back")
+        ledger = agent.stop()
+        assert (0, 0) == (ledger["lost_on_link"], ledger["dropped_by_ring"])
+    process.terminate()
+
+    assert 0 == process.wait(5), log.read_text()
+    assert {(0, 0, 0, 1, 2)} == {
+        tuple(one[key] for key in ("CapEff", "CapPrm", "CapBnd", "NoNewPrivs", "Seccomp")) for one in has
+    }
+    for port in (9000, 9001, 9003):
+        assert udp_indexes(rig.frames(f"vm-{port}"), port, 100) == list(range(200))
+        assert {path.stat().st_mode & 0o777 for path in rig.files(f"vm-{port}")} == {0o640}
 
 
 def _scrape() -> str:

@@ -4,7 +4,7 @@ import pytest
 
 from guestagent.lab.hosts import Host
 from guestagent.lab.packets import udp_send
-from tests.lab.rig import Rig, assert_ledger_closes, udp_indexes
+from tests.lab.rig import Rig, assert_ledger_closes, udp_indexes, wait_for
 
 PACE = 10_000
 ENGINES = ["ring", "portable"]
@@ -32,6 +32,7 @@ def test_an_outage_of_the_collector_costs_nothing(rig: Rig, pair: tuple[Host, Ho
     collector.stop()
     vm.call(udp_send, "10.9.0.1", 9000, 20_000, PACE, 300)
     collector = rig.collect(peer)
+    wait_for(lambda: agent.status()["link"]["connected"], "the agent to be back")
     ledger = agent.stop(3.0)
     report = collector.stop()
 

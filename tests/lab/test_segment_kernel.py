@@ -22,6 +22,7 @@ from tests.frames import C_TAG, IPV4, IPV6, chained, ipv4, ipv6, tcp, udp
 from tests.segments import ECN, STAMPS, offload, payload_of, plain, pseudo_sum, whole, with_header_sum
 
 ETH_P_ALL, MARKER = 3, 0x88B5
+BEGIN, END = b"?", b"!"
 SOL_PACKET, PACKET_AUXDATA, PACKET_VNET_HDR = 263, 8, 15
 VIRTIO, AUXDATA = struct.Struct("<BBHHHH"), struct.Struct("=IIIHHHH")
 STATUS_VLAN_VALID = 0x10
@@ -38,7 +39,7 @@ class Seen(NamedTuple):
 
 
 def watch(outgoing: bool) -> list[Seen]:
-    """Everything on eth0 in one direction, until a frame of MARKER's type."""
+    """Everything on eth0 in one direction, between two frames of MARKER's type: BEGIN and END."""
     seen = []
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sniffer:
         sniffer.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
@@ -52,8 +53,9 @@ def watch(outgoing: bool) -> list[Seen]:
             if (address[2] == socket.PACKET_OUTGOING) != outgoing:
                 continue
             if frame[12:14] == MARKER.to_bytes(2, "big"):
-                if frame[14:15] == b"!":
+                if frame[14:15] == END:
                     return seen
+                seen.clear()
                 continue
             status, _, _, _, _, tci, tpid = AUXDATA.unpack_from(auxiliary[0][2])
             tag = (tci, tpid) if status & STATUS_VLAN_VALID else None
@@ -107,9 +109,10 @@ class Wire:
         """Run `make`, and hold the Segmenter's frames against those that arrived; (its counts, the frames)."""
         near, far = self.agent.start(watch, True), self.peer.start(watch, False)
         self._await_sniffers()
+        self._mark(BEGIN)  # what crossed the wire while the sniffers opened may be missing from one of them
         for function, *arguments in make:
             function(*arguments)
-        self.agent.call(inject, "eth0", [ethernet(b"!" * 46, MARKER)])
+        self._mark(END)
         sent, arrived = near.result(), far.result()
         sources = {one.frame[6:12] for one in sent}  # the switch speaks too
         arrived = [one for one in arrived if one.frame[6:12] in sources]
@@ -118,6 +121,9 @@ class Wire:
         ours, theirs = frames_of(sent, segmenter), frames_of(arrived, Segmenter())
         assert ours == theirs, difference(ours, theirs)
         return segmenter, ours
+
+    def _mark(self, word: bytes) -> None:
+        self.agent.call(inject, "eth0", [ethernet(word * 46, MARKER)])
 
     def _await_sniffers(self) -> None:
         for host in (self.agent, self.peer):

@@ -11,6 +11,8 @@ from guestagent.lab.packets import SO_RCVBUFFORCE, ethernet, inject
 
 MARK = bytes.fromhex("02000000abcd")
 """Source MAC address of injected frames."""
+PATIENCE_SECONDS = 15.0
+"""For the first frame, on a machine that has other tests to run."""
 _ETH_P_ALL = 3
 _OUTGOING = 4
 
@@ -34,13 +36,16 @@ def inject_all(ifname: str, frames: Iterable[bytes]) -> None:
     inject(ifname, frames, 20_000)
 
 
-def seen_frames(ifname: str, seconds: float, mark: bytes = b"", *, most: int = 1 << 20) -> list[bytes]:
-    """Frames that come in on an interface for so long, or until `most`; with a mark those that have it anywhere."""
+def seen_frames(
+    ifname: str, quiet_seconds: float, mark: bytes = b"", *, most: int = 1 << 20, patience: float = PATIENCE_SECONDS
+) -> list[bytes]:
+    """Frames that come in on an interface until none comes for so long, or until `most`; with a mark those that have it
+    anywhere. None at all is waited for with patience."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL)) as tap:
         tap.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
         tap.bind((ifname, _ETH_P_ALL))
         tap.settimeout(0.05)
-        end, found = time.monotonic() + seconds, []
+        end, found = time.monotonic() + patience, []
         while time.monotonic() < end and len(found) < most:
             try:
                 frame, about = tap.recvfrom(1 << 17)
@@ -48,6 +53,7 @@ def seen_frames(ifname: str, seconds: float, mark: bytes = b"", *, most: int = 1
                 continue
             if about[2] != _OUTGOING and mark in frame:
                 found.append(frame)
+                end = time.monotonic() + quiet_seconds
         return found
 
 

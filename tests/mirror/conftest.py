@@ -1,13 +1,15 @@
-"""A fake EC2 account, and the command pointed at it as a user's environment would."""
+"""A fake EC2 account and a fake project of GCP, and the command pointed at them as a user's environment would."""
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from guestagent.cli import main
-from guestagent.mirror import aws
+from guestagent.mirror import aws, gcp
+from tests.mirror import gcp_fake
 from tests.mirror.ec2_fake import Fake, fake_account
 
 
@@ -30,24 +32,99 @@ def ec2(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
         yield fake
 
 
+@pytest.fixture(scope="session")
+def project_server() -> Iterator[gcp_fake.Fake]:
+    """One server for all tests of GCP."""
+    yield from gcp_fake.fake_project()
+
+
+@pytest.fixture(scope="session")
+def service_account(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A service account's key as Google issues it: its tokens are signed here, so nobody has to be asked for one."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path = tmp_path_factory.mktemp("gcp") / "key.json"
+    content = {
+        "type": "service_account",
+        "project_id": gcp_fake.PROJECT,
+        "private_key_id": "1",
+        "private_key": key.decode(),
+        "client_email": f"mirror@{gcp_fake.PROJECT}.iam.gserviceaccount.com",
+        "client_id": "1",
+        "token_uri": "http://127.0.0.1:1/token",
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
 @pytest.fixture
-def mirror(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs `guestagent mirror aws ...`: exit code, output, errors."""
+def project(
+    project_server: gcp_fake.Fake, service_account: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[gcp_fake.Fake]:
+    """The library finds the fake by the variables that gcloud documents, the key by Google's own."""
+    project_server.reset()
+    settings = {
+        gcp.ENDPOINT_VARIABLE: f"{project_server.url}/compute/v1/",
+        gcp.REGION_VARIABLE: gcp_fake.REGION,
+        "GOOGLE_APPLICATION_CREDENTIALS": str(service_account),
+        "NO_GCE_CHECK": "true",
+        "CLOUDSDK_CONFIG": "/nonexistent",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    for name in ("GOOGLE_CLOUD_PROJECT", "GCLOUD_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(gcp, "PATIENCE_SECONDS", 1.5)
+    for name, seconds in (("FIRST_WAIT", 0.02), ("MOST_WAIT", 0.2), ("MOST_PAUSE", 0.02)):
+        monkeypatch.setattr(gcp, f"{name}_SECONDS", seconds)
+    yield project_server
+    project_server.reset()
+
+
+def runner(provider: str, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs `guestagent mirror PROVIDER ...`: exit code, output, errors."""
 
     def run(*words: str) -> tuple[int, str, str]:
-        code = main(["mirror", "aws", *words])
+        code = main(["mirror", provider, *words])
         out, err = capsys.readouterr()
         return code, out, err
 
     return run
 
 
-@pytest.fixture
-def mirror_json(mirror: Any) -> Any:
+def with_json(run: Any) -> Any:
     """The same with --json: exit code, document, errors."""
 
-    def run(*words: str) -> tuple[int, Any, str]:
-        code, out, err = mirror(*words, "--json")
+    def run_json(*words: str) -> tuple[int, Any, str]:
+        code, out, err = run(*words, "--json")
         return code, json.loads(out) if out else None, err
 
-    return run
+    return run_json
+
+
+@pytest.fixture
+def mirror(capsys: pytest.CaptureFixture[str]) -> Any:
+    """The command for AWS."""
+    return runner("aws", capsys)
+
+
+@pytest.fixture
+def mirror_json(mirror: Any) -> Any:
+    """The same with --json."""
+    return with_json(mirror)
+
+
+@pytest.fixture
+def mirror_gcp(capsys: pytest.CaptureFixture[str]) -> Any:
+    """The command for GCP."""
+    return runner("gcp", capsys)
+
+
+@pytest.fixture
+def mirror_gcp_json(mirror_gcp: Any) -> Any:
+    """The same with --json."""
+    return with_json(mirror_gcp)

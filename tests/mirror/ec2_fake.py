@@ -4,6 +4,7 @@ The schema of requests and answers is botocore's; semantics, limits and error co
 and the EC2 error table. Nothing here was compared with AWS itself.
 """
 
+import functools
 import secrets
 import threading
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from urllib.parse import parse_qs
 from xml.sax.saxutils import escape
 
 import botocore.session
-from botocore.model import OperationModel, Shape
+from botocore.model import OperationModel, ServiceModel, Shape
 
 Body = dict[str, Any]
 SERVICES = {"2016-11-15": "ec2", "2015-12-01": "elbv2"}
@@ -130,15 +131,23 @@ def encode(shape: Shape, value: Any, name: str, *, is_ec2: bool) -> str:
     return f"<{name}>{inner}</{name}>"
 
 
+@functools.cache
+def models() -> dict[str, ServiceModel]:
+    """Read once: EC2's is 6 MB."""
+    return {name: botocore.session.get_session().get_service_model(name) for name in SERVICES.values()}
+
+
 class Fake:
     """The account. `faults` are (action or *, Refusal or Lost), each consumed by one call; `calls` is what arrived."""
 
     def __init__(self) -> None:
-        self.models = {name: botocore.session.get_session().get_service_model(name) for name in SERVICES.values()}
+        self.models = models()
         self.objects: dict[str, dict[str, Body]] = {kind: {} for kind in PREFIX}
         self.instances: dict[str, Body] = {}
         self.interfaces: set[str] = set()
         self.listeners: dict[str, list[tuple[str, int]]] = {}
+        self.endpoints: dict[str, str] = {}
+        """VPC endpoints and their types."""
         self.tokens: dict[tuple[str, str], tuple[Body, Body]] = {}
         self.faults: list[tuple[str, Exception]] = []
         self.calls: list[tuple[str, Body]] = []
@@ -343,6 +352,8 @@ class Fake:
             raise Refusal("InvalidParameterCombination", "exactly one target")
         if given == ["NetworkInterfaceId"] and body["NetworkInterfaceId"] not in self.interfaces:
             raise Refusal("InvalidNetworkInterfaceID.NotFound")
+        if given == ["GatewayLoadBalancerEndpointId"]:
+            self._endpoint(body["GatewayLoadBalancerEndpointId"])
         fields = {given[0]: body[given[0]], "Type": TARGET_TYPES[given[0]], "OwnerId": "123456789012"}
         return {"TrafficMirrorTarget": self._add("target", body, fields)}
 
@@ -444,6 +455,14 @@ class Fake:
             if one not in self.interfaces:
                 raise Refusal("InvalidNetworkInterfaceID.NotFound")
         return {"NetworkInterfaces": [{"NetworkInterfaceId": one} for one in body.get("NetworkInterfaceIds", ())]}
+
+    def _endpoint(self, identifier: str) -> Body:
+        if identifier not in self.endpoints:
+            raise Refusal("InvalidVpcEndpointId.NotFound", f"The Vpc Endpoint Id '{identifier}' does not exist")
+        return {"VpcEndpointId": identifier, "VpcEndpointType": self.endpoints[identifier], "State": "available"}
+
+    def do_DescribeVpcEndpoints(self, body: Body) -> Body:
+        return {"VpcEndpoints": [self._endpoint(one) for one in body["VpcEndpointIds"]]}
 
     def do_DescribeListeners(self, body: Body) -> Body:
         arn = body["LoadBalancerArn"]

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from guestagent.cli import VERBS, main
+from guestagent.mirror.aws_errors import sentence
 from tests.mirror.ec2_fake import Fake, Lost, Refusal
 
 Run = Callable[..., tuple[int, Any, str]]
 TARGET = f"eni-{9:017x}"
 WEB = ("--name", "web", "--source", "tag:role=web", "--target", TARGET)
 NLB = "arn:aws:elasticloadbalancing:eu-central-1:123456789012:loadbalancer/net/sensors/0123456789abcdef"
+GWLB = f"vpce-{7:017x}"
 
 
 @pytest.fixture
@@ -105,6 +107,48 @@ def test_another_target_is_made_before_the_old_one_goes(web: Fake, mirror_json: 
     assert code == 0
     assert set(web.objects["session"]) == sessions
     assert [one["Type"] for one in web.objects["target"].values()] == ["network-load-balancer"]
+
+
+def test_an_endpoint_of_a_gateway_load_balancer_is_a_target(web: Fake, mirror_json: Run, mirror: Run) -> None:
+    """It is made of its type, has its own MTU, counts no sources, and status tells when it is gone."""
+    words = ("--name", "web", "--source", "tag:role=web", "--target", GWLB)
+    assert "does not exist" in mirror("plan", *words)[2]
+    web.endpoints[GWLB] = "Interface"
+    code, _, said = mirror("plan", *words)
+    assert (code, "type Interface" in said) == (2, True)
+    web.endpoints[GWLB] = "GatewayLoadBalancer"
+    for number in range(20, 40):
+        web.add_instance(number, tags={"role": "web"})
+
+    code, made, _ = mirror_json("create", *words)
+
+    assert code == 0
+    (target,) = web.objects["target"].values()
+    assert (target["Type"], target["GatewayLoadBalancerEndpointId"]) == ("gateway-load-balancer-endpoint", GWLB)
+    assert {one["TrafficMirrorTargetId"] for one in web.objects["session"].values()} == {
+        target["TrafficMirrorTargetId"]
+    }
+    assert {one["mtu"] for one in made["machines"]} == {"up to 8446, longer packets are cut"}
+    assert not any("largest size" in text for text in made["warnings"])
+    assert mirror_json("plan", *words)[0] == 0
+    assert mirror_json("status", "--name", "web")[0] == 0
+    del web.endpoints[GWLB]
+    assert "does not exist any more" in mirror_json("status", "--name", "web")[1]["problems"][0]
+
+
+def test_status_names_sources_that_stand_still_and_are_billed(web: Fake, mirror_json: Run, mirror: Run) -> None:
+    """A stopped instance does not break the mirror, and its session costs: a note with the instance and the price."""
+    mirror_json("create", *WEB)
+    web.instances[f"i-{2:017x}"]["State"]["Name"] = "stopped"
+    web.instances[f"i-{3:017x}"]["State"]["Name"] = "stopped"
+    web.calls.clear()
+
+    code, state, _ = mirror_json("status", "--name", "web")
+
+    assert (code, state["works"], len(state["notes"])) == (0, True, 1)
+    assert f"i-{2:017x}: stopped, and still billed: 1 x 0.015 USD/h" in state["notes"][0]
+    assert [action for action, _ in web.calls].count("DescribeInstances") == 1
+    assert "  note: i-" in mirror("status", "--name", "web")[1]
 
 
 WORDS = (*WEB, "--filter", "tcp/443 local", "--dns")
@@ -239,23 +283,43 @@ def test_one_refused_source_does_not_stop_the_others(web: Fake, mirror: Run) -> 
 
 
 @pytest.mark.parametrize(
-    "fault, sentence",
+    "fault, words",
     [
         (Refusal("TrafficMirrorFilterLimitExceeded"), "10,000"),
         (Refusal("UnauthorizedOperation", status=403), "lacks ec2:CreateTrafficMirrorFilter;"),
         (Refusal("SomethingNew", "as never seen"), "SomethingNew: as never seen"),
     ],
 )
-def test_an_error_of_the_api_is_a_sentence(web: Fake, mirror: Run, fault: Refusal, sentence: str) -> None:
+def test_an_error_of_the_api_is_a_sentence(web: Fake, mirror: Run, fault: Refusal, words: str) -> None:
     """The permission or the limit is named, what depends on it is not tried, and the exit code is 1."""
     web.faults.append(("CreateTrafficMirrorFilter", fault))
 
     code, _, said = mirror("create", *WEB)
 
     assert code == 1
-    assert sentence in said
+    assert words in said
     assert "Traceback" not in said
     assert not web.objects["session"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    """
+    UnauthorizedOperation RequestLimitExceeded NetworkInterfaceNotSupported InvalidNetworkInterfaceID.NotFound
+    TrafficMirrorFilterInUse TrafficMirrorTargetInUseException TrafficMirrorFilterRuleAlreadyExists
+    TrafficMirrorFilterLimitExceeded TrafficMirrorFilterRuleLimitExceeded TrafficMirrorSessionLimitExceeded
+    TrafficMirrorTargetLimitExceeded TrafficMirrorSessionsPerInterfaceLimitExceeded
+    TrafficMirrorSessionsPerTargetLimitExceeded TrafficMirrorSourcesPerTargetLimitExceeded
+    InvalidTrafficMirrorFilterId.NotFound InvalidTrafficMirrorFilterRuleId.NotFound
+    InvalidTrafficMirrorSessionId.NotFound InvalidTrafficMirrorTargetId.NotFound
+    """.split(),
+)
+def test_every_documented_error_has_its_sentence(code: str) -> None:
+    """Codes of EC2's error table for mirroring: none is passed on bare."""
+    text = sentence("ec2", "CreateTrafficMirrorSession", code, "m")
+
+    assert "AWS says" not in text
+    assert text.endswith(f"({code})")
 
 
 def test_delete_asks_for_yes_off_a_terminal(web: Fake, mirror: Run) -> None:

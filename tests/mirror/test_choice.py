@@ -55,10 +55,12 @@ def test_each_machine_has_its_way_and_reason(ec2: Fake, mirror_json: Run, tmp_pa
             "NetworkInterfaceId": full,
             "SessionNumber": number,
         }
-    file = tmp_path / "user-data"
+    file, key = tmp_path / "user-data", tmp_path / "key"
+    key.write_text("-----BEGIN PGP PUBLIC KEY BLOCK-----\n")
+    rendering = ("--family", "dnf", "--repository", "https://packages.example", "--repository-key", str(key))
 
     code, plan, _ = mirror_json(
-        "plan", "--vpc", "vpc-0000000a", "--user-data", str(file), "--collector", "tcp://10.0.0.9"
+        *("plan", "--vpc", "vpc-0000000a", "--user-data", str(file), "--collector", "tcp://10.0.0.9", *rendering)
     )
 
     assert code == 0
@@ -77,8 +79,8 @@ def test_each_machine_has_its_way_and_reason(ec2: Fake, mirror_json: Run, tmp_pa
     assert any("not running" in text for text in plan["warnings"])
     config = yaml.safe_load(file.read_text())
     assert file.read_text().startswith("#cloud-config\n")
-    assert config["write_files"][0]["content"] == 'to = "tcp://10.0.0.9"\n'
-    assert ["systemctl", "enable", "--now", "guestagent.service"] in config["runcmd"]
+    assert config["write_files"][-1]["content"] == 'to = ["tcp://10.0.0.9"]\n'
+    assert ["systemctl", "enable", "--now", "guestagent"] in config["runcmd"]
 
 
 def test_five_thousand_interfaces_take_one_pass(ec2: Fake, mirror_json: Run) -> None:

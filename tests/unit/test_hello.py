@@ -54,6 +54,7 @@ AGENT_HELLOS = st.builds(
     first_sequence=st.integers(1, 2**63 - 1),
     interfaces=st.lists(INTERFACES, min_size=1, max_size=4).map(tuple),
     cloud=PRINTABLE,
+    tags=st.dictionaries(NAMES, PRINTABLE.filter(lambda text: len(text) <= 64), max_size=4),
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),

@@ -44,7 +44,7 @@ def agent(**changes: Any) -> dict[str, Any]:
         "not_selected_estimate": 11,
         "interfaces": {"eth0": LEDGER.as_dict()},
         "interfaces_up": {"eth0": True, "eth1": False},
-        "link": {"connected": True, "text": "", "reconnects": 2, "sent_bytes": 4096},
+        "link": {"connected": True, "text": "", "reconnects": 2, "sent_bytes": 4096, "destinations": []},
         "collector_note": "",
         "budgets": {"cpu_percent": 5.0, "bytes_per_second": None, "packets_per_second": None, "yield": True},
         "limits": {
@@ -68,6 +68,46 @@ def collector(count: int = 1) -> dict[str, Any]:
     row = {**Agent().totals, "refused": 0, "unclean_ends": [], "unclean_end_count": 0, "streaming": 1}
     agents = {f"vm{number}": {**row, "received": number} for number in range(count)}
     return {"role": "collector", "version": "1.2.3", "connections": 2, "refused": 1, "agents": agents}
+
+
+SENSOR = {
+    "to": "vxlan://10.0.0.9:4789?vni=7",
+    "address": "10.0.0.9",
+    "well": True,
+    "trouble": "",
+    "frames": 70,
+    "room_bytes": 1450,
+    "path_mtu_changes": 1,
+    "truncated": 2,
+    "lost_frames": {"no_way": 3},
+    "faults": {"connection_refused": 4},
+}
+COLLECTORS = [
+    {"to": "tls://a:4795", "serves": False, "takeovers": 2},
+    {"to": "tls://b:4795", "serves": True, "takeovers": 1},
+]
+
+
+def with_destinations(destinations: list[dict[str, Any]]) -> dict[str, Any]:
+    """An agent's snapshot with these."""
+    return agent(link={**agent()["link"], "destinations": destinations})
+
+
+def busy_collector() -> dict[str, Any]:
+    """A collector that does everything at once."""
+    intake = {"listen": "vxlan://0.0.0.0:4789", "datagrams": 9, "bytes": 900, "dropped_by_kernel": 1}
+    worker = {"pid": 77, "restarts": 1, "connections": 2, "cpu_seconds": 0.5, "handed_over": 3}
+    return {
+        **collector(1),
+        "workers": [worker, {**worker, "pid": 0}],
+        "relay": {"records": 8, "lost": {"loop": 2}, "destinations": [SENSOR]},
+        "tunnels": {"listeners": [intake], "malformed": {"short": 5}, "lost": {"no_room": 6}},
+        "tap": {"frames": 11, "lost": {"down": 12}},
+    }
+
+
+EVERYTHING = (agent(), with_destinations([SENSOR]), with_destinations(COLLECTORS), collector(), busy_collector())
+NAMES = {family.name for snapshot in EVERYTHING for family in families(snapshot)}
 
 
 def exposed(snapshot: dict[str, Any]) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -126,6 +166,32 @@ def test_each_sentence_of_the_governor_has_its_label(cause: str, label: str) -> 
     assert ("", UNKNOWN) == (cause_of(""), cause_of("a sentence of tomorrow"))
 
 
+def test_where_copies_go_is_told() -> None:
+    """Failover: which collector serves, and how often each took the run; tunnels: what left, what did not and why."""
+    told = exposed(with_destinations(COLLECTORS))
+    first, second = ((("to", one["to"]),) for one in COLLECTORS)
+    assert (0, 1) == tuple(told["guestagent_destination_serves", to] for to in (first, second))
+    assert (2, 1) == tuple(told["guestagent_destination_takeovers_total", to] for to in (first, second))
+    assert "guestagent_destination_frames_total" not in {name for name, _ in told}
+    for snapshot in (with_destinations([SENSOR]), busy_collector()):
+        told, to = exposed(snapshot), ("to", SENSOR["to"])
+        assert (1, 70) == tuple(told[f"guestagent_destination_{key}", (to,)] for key in ("well", "frames_total"))
+        assert 3 == told["guestagent_destination_lost_frames_total", (("reason", "no_way"), to)]
+        assert 4 == told["guestagent_destination_faults_total", (("reason", "connection_refused"), to)]
+
+
+def test_what_a_collector_does_besides_is_told() -> None:
+    """Relay, foreign tunnels, TAP devices and workers, each with its losses by reason."""
+    told = exposed(busy_collector())
+    assert 8 == told["guestagent_relay_records_total", ()]
+    assert 2 == told["guestagent_relay_lost_records_total", (("reason", "loop"),)]
+    assert 1 == told["guestagent_tunnel_kernel_dropped_datagrams_total", (("listen", "vxlan://0.0.0.0:4789"),)]
+    assert 5 == told["guestagent_tunnel_malformed_datagrams_total", (("reason", "short"),)]
+    assert 12 == told["guestagent_tap_lost_frames_total", (("reason", "down"),)]
+    assert (1, 0) == tuple(told["guestagent_collector_worker_up", (("worker", one),)] for one in ("0", "1"))
+    assert 1 == told["guestagent_collector_worker_restarts_total", (("worker", "0"),)]
+
+
 def test_agents_of_a_collector_are_bounded() -> None:
     """However many names the peers invent, so many have lines of their own, and the rest is summed."""
     count = MOST_AGENT_LABELS + 10
@@ -139,7 +205,7 @@ def test_agents_of_a_collector_are_bounded() -> None:
     assert sum(range(MOST_AGENT_LABELS, count)) == lines[THE_REST]
 
 
-@pytest.mark.parametrize("snapshot", [agent(), collector(3)], ids=["agent", "collector"])
+@pytest.mark.parametrize("snapshot", EVERYTHING, ids=["agent", "tunnels", "failover", "collector", "busy"])
 def test_promtool_finds_no_fault(snapshot: dict[str, Any]) -> None:
     """Prometheus's own linter accepts names, units and help of everything that is told."""
     text = Exposition(lambda: snapshot).render()[1]
@@ -168,11 +234,17 @@ def test_rules_are_sound() -> None:
 @pytest.mark.parametrize("name", ["prometheus/alerts.yml", "prometheus/alerts_test.yml", "grafana/guestagent.json"])
 def test_packaging_names_what_is_exposed(name: str) -> None:
     """Every metric that rules and dashboard ask for exists."""
-    known = {family.name for snapshot in (agent(), collector()) for family in families(snapshot)}
     asked = set(re.findall(r"\b(?:guestagent)_[a-z_]+\b", (PACKAGING / name).read_text()))
 
     assert asked
-    assert not asked - known
+    assert not asked - NAMES
+
+
+def test_every_name_is_explained() -> None:
+    """The manual has a line for each metric that is told, and for none that is not."""
+    manual = (PACKAGING.parent / "docs" / "operations.md").read_text()
+    explained = set(re.findall(r"^\| `(guestagent_[a-z_]+)", manual, re.MULTILINE))
+    assert NAMES == explained
 
 
 def test_the_dashboard_shows_the_identity() -> None:

@@ -166,6 +166,29 @@ def test_a_runtime_directory_that_can_not_be_is_one_sentence(tmp_path: Path, mon
         StatusSocket("agent", dict)
 
 
+def test_whoever_asks_too_early_removes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between bind and listen a socket refuses; who asks then must not take its file for one that was left behind."""
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    real = status.socket.socket.listen
+
+    class Early(socket.socket):
+        def listen(self, backlog: int = 8) -> None:
+            for path in tmp_path.iterdir():
+                assert ask(tmp_path / path.name.removesuffix(".new")) is None
+            real(self, backlog)
+
+    with monkeypatch.context() as early:
+        early.setattr(status.socket, "socket", Early)
+        one = StatusSocket("agent", lambda: {"x": 1})
+    one._socket.setblocking(True)
+    server = threading.Thread(target=one.answer, args=(0,))
+    server.start()
+    assert {"x": 1} == ask(one.path)
+    server.join()
+    assert [one.path] == list(tmp_path.iterdir())
+    one.close()
+
+
 def test_where_sockets_live(monkeypatch: pytest.MonkeyPatch) -> None:
     """/run/guestagent for root, below XDG_RUNTIME_DIR for others, what systemd names before both."""
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
@@ -197,6 +220,10 @@ COLLECTOR: dict[str, Any] = {
     "collector_id": "c",
     "connections": 1,
     "refused": 2,
+    "workers": [
+        {"pid": 7, "connections": 1, "handed_over": 1234, "cpu_seconds": 0.5, "restarts": 2},
+        {"pid": 0, "connections": 0, "handed_over": 0, "cpu_seconds": 0, "restarts": 0},
+    ],
     "agents": {
         "vm-1": {"received": 1000, "written": 990, "gaps": 0, "duplicates": 3, "unclean_ends": [END], "reduced": [SHED]}
     },
@@ -215,6 +242,8 @@ def test_status_for_people(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         "vm-1: reduced from 1970-01-01T00:00:01Z until 1970-01-01T00:00:03Z: a full copy costs more",
         "ring: 64 MB, 25% waits for the collector",
         "vm-1: received 1,000, written 990, gaps 0, duplicates 3",
+        "worker 0: process 7, 1 connected, 1,234 handed over, 0.5 s of CPU, started again 2 times",
+        "worker 1: gone, it starts again, 0 handed over",
         "vm-1: nothing is held from 2023-11-14T22:13:20.123Z until 2023-11-14T22:13:25.123Z",
     ):
         assert text in said

@@ -37,9 +37,9 @@ def own_packets() -> OwnPackets:
     """Of a VXLAN sensor at 10.0.0.9 and fd00::9, and a GRE sensor at 10.0.0.8."""
     own = OwnPackets()
     for address in ("10.0.0.9", "fd00::9"):
-        own.add(Exclusion(17, address, 4789, 61440, 61503))
-    own.add(Exclusion(17, "10.0.0.9", 4789, 50000))
-    own.add(Exclusion(47, "10.0.0.8", 0, 0))
+        own.exclude(Exclusion(17, address, 4789, 61440, 61503))
+    own.exclude(Exclusion(17, "10.0.0.9", 4789, 50000))
+    own.exclude(Exclusion(47, "10.0.0.8", 0, 0))
     return own
 
 

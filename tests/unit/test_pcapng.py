@@ -272,7 +272,7 @@ def written(tmp_path: Path) -> Path:
     head = file_of(facts=facts)
     parts = [packets, pcapng.report(RUN, {"interfaces": {}}), packets]
     offset = len(head) + sum(map(len, parts))
-    parts.append(pcapng.mark(RUN, 3, offset, 1, [(0, 0, 0, 6)]))
+    parts.append(pcapng.mark(RUN, 3, offset, 1, [(0, 0, 0, 0, 6)]))
     counters = {"captured": 1000, "dropped_by_ring": 30, "unsupported_gso": 4}
     parts.append(pcapng.statistics(0, EPOCH_NS, counters, 6, "the agent ended"))
     path = tmp_path / "all.pcapng"

@@ -28,7 +28,7 @@ OTHER_RUN = "fedcba9876543210" * 2
 INFO_SEQUENCE = 5
 STRIDE = 5
 """Every fifth byte: blocks are aligned to four, so each place within a word is met in a fifth of the time."""
-A_MARK = pcapng.mark(bytes.fromhex(RUN_ID), 99, 1000, 1, [(0, 0, 0, 5)])
+A_MARK = pcapng.mark(bytes.fromhex(RUN_ID), 99, 1000, 1, [(0, 0, 0, 0, 5)])
 
 
 class Killed(BaseException):
@@ -134,7 +134,7 @@ def abandon(sink: Sink) -> None:
     outputs = [track.output for track in sink._tracks] if isinstance(sink, DirectorySink) else [sink._output]
     for one in outputs:
         os.close(one._descriptor)
-    os.close(sink._lock if isinstance(sink, DirectorySink) else sink._hold)
+    os.close(sink._hold)
 
 
 def crash_and_resume(open_sink: Callable[[], Sink], agents: Sequence[Agent], budget: int) -> bool:

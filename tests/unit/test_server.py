@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from guestagent.collector import server
+from guestagent.collector import dialogue, server
 from guestagent.collector.server import GREETING_SECONDS, SILENCE_SECONDS, Server
 from guestagent.errors import ConfigError
 from guestagent.tapstream import frames
@@ -401,7 +401,7 @@ def test_one_turn_is_bounded(rig: Rig) -> None:
     rig.loop.run_once(0.1)
     taken = rig.report()["received_bytes"] - before
 
-    assert taken <= server.TURN_BYTES + 2 * len(frame)
+    assert taken <= dialogue.TURN_BYTES + 2 * len(frame)
 
 
 def test_the_collector_says_goodbye(rig: Rig) -> None:

@@ -175,7 +175,7 @@ def test_the_agent_has_one_capability_and_backstops() -> None:
     assert [["guestagent"], ["100%"], ["96M"], ["10"]] == [
         agent[key] for key in ("User", "CPUQuota", "MemoryMax", "Nice")
     ]
-    assert "CPUWeight" not in agent
+    assert agent["CPUWeight"] == [str(round(100 * 110 / 1024))]  # nice 10 in sched_prio_to_weight; never "idle"
     assert unit("guestagent-collector")["CapabilityBoundingSet"] == [""]
 
 

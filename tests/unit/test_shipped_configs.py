@@ -16,7 +16,7 @@ SHIPPED = {
     "collect.toml": (config._COLLECT_KEYS, CollectConfig(), load_collect),
 }
 EXAMPLES = set(
-    "filter seed dedupe packets rate ring agent_id collector_id metrics report tap keys tls cpu mode".split()
+    "filter seed dedupe packets rate ring agent_id collector_id metrics report tap keys tags tls cpu mode".split()
 )
 """Keys whose line is an example, or a default that depends on the machine."""
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from guestagent.collector.registry import Registry
 from guestagent.collector.run import Run
 from guestagent.collector.sinks import output, pcapng, reader
-from guestagent.collector.sinks.directory import DirectorySink, Rotation
+from guestagent.collector.sinks.directory import DirectorySink, Rotation, Share
 from guestagent.collector.sinks.output import Output, open_file
 from guestagent.collector.sinks.shared import open_sink, single_file, standard_output
 from guestagent.collector.sinks.track import Track
@@ -374,3 +374,23 @@ def test_gaps_are_told_in_utc(seconds: int, text: str) -> None:
     from guestagent.collector.run import utc
 
     assert text == utc(seconds)
+
+
+def test_a_worker_mends_no_file_of_another(tmp_path: Path) -> None:
+    """What looks torn may be a frame that another worker is writing at this moment: only its own folders are mended."""
+    registry = Registry(DirectorySink(tmp_path, Rotation()), "collector-1", "0.1")
+    for name in ("ours", "theirs"):
+        run, _ = registry.open(agent_hello(agent_id=name))
+        run.frame(parsed(packets_frame(1, [packet(1)])), 0.0)
+        assert run.flush(0.0)
+    registry.close()
+    torn = {}
+    for name in ("ours", "theirs"):
+        (path,) = (tmp_path / name).iterdir()
+        torn[name] = path.read_bytes() + bytes([6, 0, 0, 0, 99])
+        path.write_bytes(torn[name])
+    DirectorySink(tmp_path, Rotation(), share=Share(lambda name: name == "ours")).close()
+    now = {name: next((tmp_path / name).iterdir()).read_bytes() for name in torn}
+
+    assert now["theirs"] == torn["theirs"]
+    assert len(now["ours"]) < len(torn["ours"])

@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -29,24 +30,57 @@ class Rotation:
     retain_bytes: int = 0
 
 
+def _everybody(_agent_id: str) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A worker's part of a directory; without arguments all of it."""
+
+    is_ours: Callable[[str], bool] = _everybody
+    """By name of the agent: nobody else writes, or mends, its files."""
+    hold: int = -1
+    """The lock of the directory, where all workers hold it together."""
+
+
+ALL = Share()
+
+
 class DirectorySink:
     """PATH/AGENT/START-N.pcapng: a file per agent and run, complete under its final name from the first byte."""
 
-    def __init__(self, root: Path, rotation: Rotation, *, fsync: bool = False, wire_size: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        rotation: Rotation,
+        *,
+        fsync: bool = False,
+        wire_size: bool = False,
+        share: Share = ALL,
+    ) -> None:
         self._root, self._rotation = root, _within_limit(rotation, largest_file_bytes())
         self._fsync, self._wire_size = fsync, wire_size
-        make_directory(root)
-        self._lock = lock(root / ".guestagent.lock")
+        self._hold = lock_directory(root) if share.hold < 0 else share.hold
         self._tracks: list[_FileTrack] = []
         self._left: dict[bytes, tuple[Path, reader.Recovered]] = {}
-        for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        for folder in sorted(path for path in root.iterdir() if path.is_dir() and share.is_ours(path.name)):
             self._mend(folder)
+
+    def renew(self, rotation: Rotation) -> None:
+        """Other bounds from now on, also for the files that are open."""
+        self._rotation = _within_limit(rotation, largest_file_bytes())
+        for track in self._tracks:
+            track.renew(self._rotation)
 
     def _mend(self, folder: Path) -> None:
         """Cut torn ends off the files that a killed collector was writing, and remember how far their runs came."""
         files = sorted(folder.glob("*.pcapng"), key=_age)
         for path in files[-_FILES_TO_MEND:]:
-            found = recover_file(path, from_last_mark=True)
+            try:
+                found = recover_file(path, from_last_mark=True)
+            except OSError as error:
+                raise ConfigError(f"{path} can't be read: {error.strerror}; choose another --write") from error
             if found is None:
                 continue
             if found.whole_bytes < path.stat().st_size:
@@ -77,7 +111,13 @@ class DirectorySink:
         """Close every file and let the directory go."""
         for track in self._tracks:
             track.close()
-        os.close(self._lock)
+        os.close(self._hold)
+
+
+def lock_directory(root: Path) -> int:
+    """Make a directory for captures and hold it; the descriptor. Raises ConfigError where another collector does."""
+    make_directory(root)
+    return lock(root / ".guestagent.lock")
 
 
 def _within_limit(rotation: Rotation, largest_bytes: float) -> Rotation:
@@ -149,10 +189,15 @@ class _FileTrack(Track):
             place = found.runs[bytes.fromhex(hello.run_id)]
             super().__init__(hello, output, Described(found.described), place, wire_size=wire_size)
 
+    def renew(self, rotation: Rotation) -> None:
+        """Other bounds from now on."""
+        self._pages.rotation = rotation
+
     def _begin(self, hello: AgentHello) -> Output:
         output = self._pages.next()
         comment = f"agent {hello.agent_id} on {hello.host}, run {hello.run_id}"
-        output.write(section_of(f"{comment}, cloud {hello.cloud}" if hello.cloud else comment))
+        tags = ", ".join(f"{name} {text}" for name, text in hello.tags.items())
+        output.write(section_of(comment + (f", cloud {hello.cloud}" if hello.cloud else "") + (tags and f", {tags}")))
         return output
 
     def turn_page(self, now: float) -> None:

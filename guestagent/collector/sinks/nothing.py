@@ -1,6 +1,7 @@
 """The sink of a collector without `--write`: runs are checked and counted, and what is kept of them is nothing."""
 
 from guestagent.capture.block import walk
+from guestagent.collector.sinks.directory import Rotation
 from guestagent.collector.sinks.output import Output
 from guestagent.collector.sinks.track import Described, Track
 from guestagent.tapstream.hello import AgentHello
@@ -33,6 +34,9 @@ class NothingSink:
     def blocked_by(self) -> str:
         """Nothing blocks."""
         return ""
+
+    def renew(self, rotation: Rotation) -> None:
+        """Nothing is bounded."""
 
     def close(self) -> None:
         """Nothing to do."""

@@ -67,5 +67,5 @@ def unpack(records: memoryview, count: int, layout: str) -> Iterator[tuple["Reco
         if has_virtio and (records[start - VIRTIO.size] | records[start - VIRTIO.size + 1]):
             virtio = VIRTIO.unpack_from(records, start - VIRTIO.size)
         if status & STATUS_VLAN_VALID:
-            tag = (tci, tpid if status & STATUS_VLAN_TPID_VALID else _TPID_8021Q)
+            tag = (tci & 0xFFFF, tpid if status & STATUS_VLAN_TPID_VALID else _TPID_8021Q)
         yield (records[start:stop], virtio, original, tag), kind == PACKET_OUTGOING

@@ -7,15 +7,17 @@ Our own blocks have a type of the range that the draft reserves for local use (t
 skip. Custom blocks (0x00000BAD) are the other way, but Wireshark 4.0 lists each as a packet of its own.
 
     mark     "gaM1", run_id (16 bytes), sequence u64, offset of this block in its file u64, interfaces described in the
-             file so far u32, 0 u32; then for each interface of the run: id u16, 0 u16, index in the file u32,
-             stale records u64, packets written u64
+             file so far u32, 0 u32; then for each interface of the run: id u16, tag of its description u16, index in
+             the file u32, stale records u64, packets written under that index u64
     report   "gaR1", run_id (16 bytes), JSON of a REPORT frame
 
 Everything before a mark is complete: a collector that was killed inside a write cuts its file after the last mark and
 tells the agent to go on behind that sequence. The offset tells a mark from a picture of one inside a captured packet.
+The tag tells whether an interface is still what the file says; it is 0 where files of earlier versions have none.
 """
 
 import json
+import zlib
 from struct import Struct
 from typing import Any
 
@@ -42,7 +44,7 @@ BLOCK_HEAD = Struct("<II")
 LEAST_BLOCK_BYTES = 12
 OURS_HEAD = Struct("<4s16s")
 MARK_PLACE = Struct("<QQI4x")
-MARK_INTERFACE = Struct("<H2xIQQ")
+MARK_INTERFACE = Struct("<HHIQQ")
 
 OPTION_END, OPTION_COMMENT = 0, 1
 _SECTION_USER_APPLICATION, _SECTION_OS = 4, 3
@@ -106,6 +108,11 @@ def interface(facts: Interface, agent_id: str, host: str, run_id: bytes) -> byte
     return block(INTERFACE, body + _option(OPTION_END, b""))
 
 
+def tag_of(description: bytes) -> int:
+    """16 bits that change when the description of an interface does; never 0."""
+    return zlib.crc32(description) & 0xFFFF or 1
+
+
 def statistics(index: int, now_ns: int, counters: dict[str, int], written: int, comment: str) -> bytes:
     """What an interface counted by the end: records accepted, dropped by the ring, written here."""
     values = (
@@ -120,11 +127,11 @@ def statistics(index: int, now_ns: int, counters: dict[str, int], written: int, 
 
 
 def mark(
-    run_id: bytes, sequence: int, offset: int, described: int, interfaces: list[tuple[int, int, int, int]]
+    run_id: bytes, sequence: int, offset: int, described: int, interfaces: list[tuple[int, int, int, int, int]]
 ) -> bytes:
     """Everything of this run up to `sequence` stands before this block.
 
-    `interfaces` holds (id, index in the file, stale records, packets written) of each interface of the run.
+    `interfaces` holds (id, tag, index in the file, stale records, packets written) of each interface of the run.
     """
     body = OURS_HEAD.pack(MARK_MAGIC, run_id) + MARK_PLACE.pack(sequence, offset, described)
     return block(OURS, body + b"".join(MARK_INTERFACE.pack(*one) for one in interfaces))

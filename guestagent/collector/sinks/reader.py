@@ -31,7 +31,9 @@ class RunPlace:
     stale: dict[int, int]
     """Stale records by interface id, over the whole run."""
     written: dict[int, int]
-    """Packets by interface id, in this file."""
+    """Packets by interface id, in this file, since the interface was described last."""
+    tags: dict[int, int]
+    """Interface id -> tag of that description."""
 
 
 @dataclass(slots=True)
@@ -129,9 +131,10 @@ def _note_mark(found: Recovered, data: Buffer, start: int, stop: int, base: int)
     found.described = described
     found.runs[run_id] = RunPlace(
         sequence,
-        indexes={row[0]: row[1] for row in rows},
-        stale={row[0]: row[2] for row in rows if row[2]},
-        written={row[0]: row[3] for row in rows},
+        indexes={row[0]: row[2] for row in rows},
+        stale={row[0]: row[3] for row in rows if row[3]},
+        written={row[0]: row[4] for row in rows},
+        tags={row[0]: row[1] for row in rows if row[1]},
     )
     return True
 

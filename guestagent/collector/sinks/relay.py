@@ -33,11 +33,12 @@ class Relay:
         mode: str,
         oversize: str,
         keys: Mapping[str, int],
+        allow_cleartext: bool = False,
     ) -> None:
         self._mode, self._keys = mode, keys
         self._loop = loop
         self._own = OwnPackets()
-        self._spread = Spread(endpoints, mode, oversize, loop, self._own.add)
+        self._spread = Spread(endpoints, mode, oversize, loop, self._own, allow_cleartext=allow_cleartext)
         self._is_dirty = False
         self.records = 0
         """That were given to a sensor's way."""
@@ -150,13 +151,25 @@ class OwnPackets:
         """(remote port, first and last local port) by protocol and address; port 0 where there is none."""
         self._addresses: set[bytes] = set()
 
-    def add(self, exclusion: Exclusion) -> None:
+    def exclude(self, exclusion: Exclusion) -> None:
         """Packets of ours that it names."""
-        address = ip_address(exclusion.remote_address).packed
+        key, place = self._place(exclusion)
+        self._ports.setdefault(key, []).append(place)
+        self._addresses.add(key[1])
+
+    def readmit(self, exclusion: Exclusion) -> None:
+        """They are ours no more."""
+        key, place = self._place(exclusion)
+        self._ports[key].remove(place)
+        if not self._ports[key]:
+            del self._ports[key]
+        self._addresses = {address for _, address in self._ports}
+
+    @staticmethod
+    def _place(exclusion: Exclusion) -> tuple[tuple[int, bytes], tuple[int, int, int]]:
         last = exclusion.last_local_port or exclusion.local_port
-        place = (exclusion.remote_port, exclusion.local_port, last)
-        self._ports.setdefault((exclusion.protocol, address), []).append(place)
-        self._addresses.add(address)
+        key = (exclusion.protocol, ip_address(exclusion.remote_address).packed)
+        return key, (exclusion.remote_port, exclusion.local_port, last)
 
     def has(self, frame: memoryview) -> bool:
         """Is this frame one of ours?"""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from guestagent.collector.sinks import reader
-from guestagent.collector.sinks.directory import DirectorySink, Rotation
+from guestagent.collector.sinks.directory import ALL, DirectorySink, Rotation, Share
 from guestagent.collector.sinks.nothing import NothingSink
 from guestagent.collector.sinks.output import Output, lock, make_directory, open_file
 from guestagent.collector.sinks.track import Described, Resume, Track, recover_file, resume_of, section_of
@@ -37,6 +37,9 @@ class SharedSink:
         """Why nothing can be written, empty where it can."""
         return self._output.blocked_by
 
+    def renew(self, rotation: Rotation) -> None:
+        """One output is never changed."""
+
     def close(self) -> None:
         """Flush and close."""
         self._output.close()
@@ -62,7 +65,13 @@ def single_file(path: Path, *, fsync: bool = False, wire_size: bool = False) -> 
 
 
 def open_sink(
-    write: str, rotation: Rotation, *, fsync: bool, wire_size: bool, stdout: Callable[[], int]
+    write: str,
+    rotation: Rotation,
+    *,
+    fsync: bool,
+    wire_size: bool,
+    stdout: Callable[[], int],
+    share: Share = ALL,
 ) -> SharedSink | DirectorySink | NothingSink:
     """The sink that `--write` names; none where it is empty."""
     if not write:
@@ -71,4 +80,4 @@ def open_sink(
         return standard_output(stdout(), wire_size=wire_size)
     if write.endswith(".pcapng"):
         return single_file(Path(write), fsync=fsync, wire_size=wire_size)
-    return DirectorySink(Path(write), rotation, fsync=fsync, wire_size=wire_size)
+    return DirectorySink(Path(write), rotation, fsync=fsync, wire_size=wire_size, share=share)

@@ -57,6 +57,7 @@ class Track:
         self._facts: dict[int, Interface] = {}
         self._indexes = dict(place.indexes) if place else {}
         self._written = dict(place.written) if place else {}
+        self._tags = dict(place.tags) if place else {}
         self.segmenter = Segmenter()
         """It counts nothing unless frames are cut to wire size."""
         self._encoder: pcapng.PacketEncoder | WireSizeEncoder
@@ -74,12 +75,20 @@ class Track:
             self.interface(facts)
 
     def interface(self, facts: Interface) -> None:
-        """Describe an interface, unless the file has it already from before a restart."""
+        """Describe an interface, unless the file says so already; one that changed is described anew, for what follows.
+
+        Descriptions can't be changed in place, so its packets from here on have another index.
+        """
         self._facts[facts.id] = facts
-        if facts.id not in self._indexes:
-            self._indexes[facts.id] = self._described.count
-            self._described.count += 1
-            self.output.write(pcapng.interface(facts, self.hello.agent_id, self.hello.host, self.run_id))
+        description = pcapng.interface(facts, self.hello.agent_id, self.hello.host, self.run_id)
+        tag = pcapng.tag_of(description)
+        if facts.id in self._indexes:
+            if self._tags.get(facts.id, tag) == tag:
+                return
+            self._conclude(facts.id, {}, "the interface changed and is described anew")
+        self._indexes[facts.id], self._tags[facts.id], self._written[facts.id] = self._described.count, tag, 0
+        self._described.count += 1
+        self.output.write(description)
 
     def knows(self, interface_id: int) -> bool:
         """Was this interface described?"""
@@ -113,7 +122,10 @@ class Track:
     def mark(self, sequence: int, stale: dict[int, int]) -> None:
         """Queue the mark that closes a frame."""
         self._last_mark = (sequence, stale)
-        rows = [(one, self._indexes[one], stale.get(one, 0), self._written.get(one, 0)) for one in self._facts]
+        rows = [
+            (one, self._tags.get(one, 0), self._indexes[one], stale.get(one, 0), self._written.get(one, 0))
+            for one in self._facts
+        ]
         self.output.write(pcapng.mark(self.run_id, sequence, self.output.size, self._described.count, rows))
 
     def statistics(self, comment: str) -> None:
@@ -123,10 +135,12 @@ class Track:
             counters = ledgers.get(str(identifier)) if isinstance(ledgers, dict) else None
             pairs = counters.items() if isinstance(counters, dict) else ()
             numbers = {key: value for key, value in pairs if type(value) is int and 0 <= value < 1 << 63}
-            index = self._indexes[identifier]
-            written = self._written.get(identifier, 0)
             said = "; ".join(filter(None, (comment, self._unsaid.get(identifier))))
-            self.output.write(pcapng.statistics(index, time.time_ns(), numbers, written, said))
+            self._conclude(identifier, numbers, said)
+
+    def _conclude(self, identifier: int, counters: dict[str, int], comment: str) -> None:
+        index, written = self._indexes[identifier], self._written.get(identifier, 0)
+        self.output.write(pcapng.statistics(index, time.time_ns(), counters, written, comment))
 
     @property
     def checksums(self) -> tuple[int, int]:

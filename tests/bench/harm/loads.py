@@ -6,19 +6,22 @@ Beside each load a client asks the VM's echo server, so every cell tells what a 
 import json
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from guestagent.errors import RunError
 from guestagent.lab.hosts import Host
+from guestagent.lab.tasks import Task
 from tests.bench.harm.book import Answers
 from tests.bench.harm.echo import ask
-from tests.bench.scene import PEER, VM, Scene, send_datagrams
+from tests.bench.scene import PEER, SMALL_PAYLOAD_BYTES, VM, Scene, send_datagrams
+from tests.lab.governed import send_bursts
 
 PROBE_PER_SECOND = 1_000
 """Requests beside a load: ten beyond the 99th percentile in each second."""
 UNPACED_PER_SECOND = 1e9
+BURST_SECONDS = 0.01
 _CALIBRATION_DATAGRAMS = 50_000
 _IPERF_GRACE_SECONDS = 20.0
 
@@ -34,6 +37,8 @@ class Load:
     fraction: float | None = None
     """Of the rate that the machine reaches without a tap."""
     inbound: bool = False
+    is_window: bool = False
+    """Here the design promises the CPU added in every five seconds."""
     is_quick: bool = False
     """Part of short runs."""
     is_moderate: bool = False
@@ -46,20 +51,23 @@ class Load:
 
 
 LOADS = (
-    Load("ask 1k", "ask", per_second=1_000, is_quick=True),
+    Load("ask 1k", "ask", per_second=1_000, is_window=True, is_quick=True),
     Load("udp 1k", "udp", per_second=1_000),
+    Load("udp 5k", "udp", per_second=5_000, is_window=True),
     Load("udp 20k", "udp", per_second=20_000, is_quick=True, is_moderate=True),
-    Load("udp 50k", "udp", per_second=50_000),
+    Load("udp 50k", "udp", per_second=50_000, is_window=True),
+    Load("bursts in", "bursts", fraction=0.1, inbound=True, is_window=True),
+    Load("bursts out", "bursts", fraction=0.1, is_window=True),
     Load("udp flood", "udp"),
     Load("bulk in 30 %", "bulk", fraction=0.3, inbound=True, is_quick=True, is_moderate=True),
     Load("bulk out 30 %", "bulk", fraction=0.3, is_moderate=True),
-    Load("bulk in 70 %", "bulk", fraction=0.7, inbound=True),
-    Load("bulk out 70 %", "bulk", fraction=0.7, is_quick=True),
+    Load("bulk in 70 %", "bulk", fraction=0.7, inbound=True, is_window=True),
+    Load("bulk out 70 %", "bulk", fraction=0.7, is_window=True, is_quick=True),
     Load("bulk in", "bulk", inbound=True, is_quick=True),
     Load("bulk out", "bulk", is_quick=True),
 )
 
-UNITS = {"bulk": (1e9, "Gbit/s"), "udp": (1e3, "kpps"), "ask": (1e3, "k answers/s")}
+UNITS = {"bulk": (1e9, "Gbit/s"), "udp": (1e3, "kpps"), "bursts": (1e3, "kpps"), "ask": (1e3, "k answers/s")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +143,26 @@ def _datagrams(scene: Scene, load: Load, times: Times, capacity: Capacity) -> Fi
     return _exchange(scene, count, load.per_second or UNPACED_PER_SECOND)
 
 
+def _bursts(scene: Scene, load: Load, times: Times, capacity: Capacity) -> Finish:
+    """BURST_SECONDS of the rate that the machine reaches, then silence; one way."""
+    sender, address = (scene.peer, VM) if load.inbound else (scene.vm, PEER)
+    datagrams = int(capacity.datagrams_per_second * BURST_SECONDS)
+    every_seconds = BURST_SECONDS / (load.fraction or 1)
+    arguments = (address, every_seconds, datagrams, sum(times), SMALL_PAYLOAD_BYTES)
+    return _arriving(scene, [sender.start(send_bursts, *arguments)])
+
+
 def _exchange(scene: Scene, count: int, per_second: float) -> Callable[[], float]:
-    """Half of the datagrams each way at once; how many a second will arrive from the moment that one asks."""
+    """Half of the datagrams each way at once."""
     senders = [
         host.start(send_datagrams, address, count // 2, per_second / 2)
         for host, address in ((scene.peer, VM), (scene.vm, PEER))
     ]
+    return _arriving(scene, senders)
+
+
+def _arriving(scene: Scene, senders: Sequence[Task[object]]) -> Callable[[], float]:
+    """How many datagrams a second will arrive from the moment that one asks."""
 
     def finish() -> float:
         before, start = _read_datagrams(scene), time.monotonic()
@@ -171,5 +193,6 @@ def _nothing_else(_scene: Scene, _load: Load, _times: Times, _capacity: Capacity
 _MAKERS: dict[str, Callable[[Scene, Load, Times, Capacity], Finish]] = {
     "bulk": _bulk,
     "udp": _datagrams,
+    "bursts": _bursts,
     "ask": _nothing_else,
 }

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from guestagent.errors import RunError
-from tests.bench.clocks import BusyClock, process_seconds
+from tests.bench.clocks import WorkClock, process_seconds
 from tests.bench.harm.taps import Running
 from tests.bench.rounds import SETTLE_SECONDS
 from tests.bench.scene import Scene
@@ -45,7 +45,7 @@ class Meters:
         self._scene, self._running = scene, running
         self._sensors = scene.collector.namespaces.inhabitants()
         self._counted = self._count()
-        self._busy, self._processes = BusyClock(), self._read_processes()
+        self._busy, self._processes = WorkClock(), self._read_processes()
 
     def worked(self) -> Worked:
         """Since it was made, the time included in which the last blocks retire."""

@@ -148,10 +148,10 @@ def _cpu(table: Table) -> str:
         for load, told in zip(table.loads, off, strict=True)
     ]
     return (
-        "## CPU\n\nPercent of the whole machine: *added* / *in the tap's own processes*. Added is what is not idle in "
-        "/proc/stat, less the sensor's processes, less *off*: the tap's processes, the kernel's share, and the way of "
-        f"the copies through switch and collector. {_NOTHING} where *off* leaves so little idle that it can't be "
-        "told.\n\n" + rows(["load", "off", *table.taps_on], body)
+        "## CPU\n\nPercent of the whole machine: *added* / *in the tap's own processes*. Added is the time of the "
+        "bench's control group and of ksoftirqd, less the sensor's processes, less *off*: the tap's processes, the "
+        f"kernel's share, and the way of the copies through switch and collector. {_NOTHING} where *off* leaves so "
+        "little idle that it can't be told.\n\n" + rows(["load", "off", *table.taps_on], body)
     )
 
 

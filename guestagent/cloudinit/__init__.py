@@ -1,0 +1,1 @@
+"""The user-data and vendor-data that bring the agent to a new VM."""

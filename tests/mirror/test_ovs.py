@@ -1,0 +1,580 @@
+"""`guestagent mirror ovs` with ovsdbapp against the real ovsdb-server: random specs, states, strangers, crashes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from guestagent.cli import main
+from guestagent.errors import ConfigError
+from guestagent.mirror import ovs
+from guestagent.mirror.apply import Outcome, apply
+from guestagent.mirror.ovs_policy import document
+from guestagent.mirror.ovs_session import COLUMNS, DATABASE
+from guestagent.mirror.plan import diff, has_changes
+from guestagent.mirror.spec import Spec
+from tests.mirror.ovsdb_server import Json, OvsdbServer, Proxy, Severed
+
+pytest.importorskip("ovsdbapp")
+
+Run = Callable[..., tuple[int, Any, str]]
+VXLAN = "vxlan://10.0.0.9?vni=7"
+WEB = ("--name", "web", "--source", "port:vm1", "--target", VXLAN)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OvsdbServer]:
+    """One for all tests of this file, emptied for each."""
+    one = OvsdbServer(tmp_path_factory.mktemp("ovsdb"))
+    yield one
+    one.stop()
+
+
+@pytest.fixture
+def switch(server: OvsdbServer) -> OvsdbServer:
+    """Two bridges: vm1, vm2 and col0 on br0, vm3 and col1 on br1; vm1 and vm3 bear role=web."""
+    server.reset()
+    server.vsctl(
+        "add-br br0 -- add-br br1 -- add-port br0 vm1 -- add-port br0 vm2 -- add-port br0 col0 -- add-port br1 vm3 -- "
+        "add-port br1 col1 -- set interface vm1 external_ids:role=web external_ids:vm-id=w1 -- "
+        "set interface vm3 external_ids:role=web"
+    )
+    return server
+
+
+@pytest.fixture
+def proxy(switch: OvsdbServer, tmp_path: Path) -> Iterator[Proxy]:
+    """Between the command and the server."""
+    one = Proxy(tmp_path, switch)
+    yield one
+    one.stop()
+
+
+@pytest.fixture
+def mirror(switch: OvsdbServer, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `guestagent mirror ovs ... --json`: exit code, document, errors."""
+
+    def run(action: str, *words: str, db: str = switch.db) -> tuple[int, Any, str]:
+        code = main(["mirror", "ovs", action, "--db", db, "--json", *words])
+        out, err = capsys.readouterr()
+        return code, json.loads(out) if out else None, err
+
+    return run
+
+
+def state(server: OvsdbServer) -> list[dict[str, Json]]:
+    """All that a mirror may touch, but for the count of changes."""
+    return [server.rows(table) for table in ("Bridge", "Port", "Interface", "Mirror")]
+
+
+def one_mirror(server: OvsdbServer) -> Json:
+    ((_, row),) = server.rows("Mirror").items()
+    return row
+
+
+def test_create_converges_and_delete_removes_all(switch: OvsdbServer, mirror: Run) -> None:
+    """Plan has changes, create makes them, a second create and plan do nothing, delete leaves all as it was."""
+    before = state(switch)
+    assert mirror("plan", *WEB)[0] == 4
+    assert state(switch) == before
+
+    code, made, _ = mirror("create", *WEB, "--packet-length", "128")
+    assert (code, made["kind"], [step["op"] for step in made["done"]]) == (0, "outcome", ["create"])
+    assert one_mirror(switch)["snaplen"] == 128
+    assert 'options: {dst_port="4789", key="7", remote_ip="10.0.0.9"}' in switch.vsctl("show")
+    after = state(switch)
+    assert mirror("create", *WEB, "--packet-length", "128")[0] == 0
+    assert mirror("plan", *WEB, "--packet-length", "128")[0] == 0
+    assert state(switch) == after
+
+    assert mirror("delete", "--name", "web", "--yes")[0] == 0
+    assert state(switch) == before
+
+
+def test_dry_run_asks_the_server_and_changes_nothing(switch: OvsdbServer, mirror: Run, proxy: Proxy) -> None:
+    """Each step is done by the server and taken back; a plan without --dry-run asks for no transaction."""
+    before = state(switch)
+    assert mirror("plan", *WEB, db=proxy.db)[0] == 4
+    assert not proxy.operations()
+
+    code, plan, _ = mirror("plan", *WEB, "--dry-run", db=proxy.db)
+
+    assert (code, [step["proof"] for step in plan["steps"]]) == (4, ["proved"])
+    assert proxy.operations()[-1] == {"op": "abort"}
+    assert state(switch) == before
+
+
+def test_the_choice_names_each_machine(switch: OvsdbServer, mirror: Run) -> None:
+    """Ports by their tag, with the hypervisor's name of the VM; one that a mirror outputs to is none."""
+    mirror("create", "--name", "db", "--source", "port:vm2", "--target", "port:col0")
+    _, plan, _ = mirror("plan", "--source", "tag:role=web,port:col0", "--vpc", "br0")
+
+    assert {(one["machine"], one["name"], one["way"]) for one in plan["machines"]} == {
+        ("vm1", "w1", "native"),
+        ("col0", "", "agent"),
+    }
+
+
+def test_a_mirror_moves_to_another_bridge(switch: OvsdbServer, mirror: Run) -> None:
+    """Mirror and tunnel keep their identifiers, and the old bridge has neither."""
+    mirror("create", *WEB)
+    ids = [set(switch.rows(table)) for table in ("Mirror", "Port")]
+
+    assert mirror("create", "--name", "web", "--source", "port:vm3", "--target", VXLAN)[0] == 0
+
+    assert [set(switch.rows(table)) for table in ("Mirror", "Port")] == ids
+    assert switch.vsctl("list-ports br1").split() == ["col1", "ga-web", "vm3"]
+    assert "ga-web" not in switch.vsctl("list-ports br0")
+    assert mirror("status", "--name", "web")[0] == 0
+
+
+def test_a_stranger_is_taken_over_only_by_name(switch: OvsdbServer, mirror: Run) -> None:
+    """A mirror of this name that somebody else made is refused until --adopt names it; its tunnel comes with it."""
+    switch.vsctl(
+        "add-port br0 vx -- set interface vx type=vxlan options:remote_ip=10.0.0.8 options:key=1 -- "
+        "--id=@p get port vx -- --id=@m create mirror name=web select_all=true output_port=@p -- "
+        "set bridge br0 mirrors=@m"
+    )
+    before = state(switch)
+    ((identifier, _),) = switch.rows("Mirror").items()
+    ports = set(switch.rows("Port"))
+
+    code, _, said = mirror("create", *WEB)
+    assert (code, f"--adopt {identifier}" in said) == (2, True)
+    assert state(switch) == before
+
+    assert mirror("create", *WEB, "--adopt", identifier)[0] == 0
+    assert set(switch.rows("Mirror")) == {identifier}
+    assert set(switch.rows("Port")) == ports
+    assert mirror("plan", *WEB)[0] == 0
+    assert mirror("delete", "--name", "web", "--yes")[0] == 0
+    assert "vx" not in switch.vsctl("list-ports br0")
+
+
+def test_a_tunnel_that_a_stranger_uses_stays(switch: OvsdbServer, mirror: Run) -> None:
+    """Deleting it would leave the stranger's mirror leading nowhere: refused by name, and nothing changes."""
+    mirror("create", *WEB)
+    switch.vsctl(
+        "--id=@p get port ga-web -- --id=@m create mirror name=span output_port=@p -- add bridge br0 mirrors @m"
+    )
+    before = state(switch)
+
+    for words in (("delete", "--yes"), ("create", "--source", "port:vm1", "--target", "port:col0")):
+        code, _, said = mirror(*words, "--name", "web")
+        assert (code, "the mirror span outputs to its tunnel ga-web, too" in said) == (1, True)
+    assert state(switch) == before
+
+
+def test_a_tunnel_left_alone_is_told_and_removed(switch: OvsdbServer, mirror: Run) -> None:
+    """Somebody removed the mirror and not its tunnel, now a port like any other: status says so, create mends."""
+    mirror("create", *WEB)
+    switch.vsctl("clear bridge br0 mirrors")
+
+    code, health, _ = mirror("status", "--name", "web")
+    assert (code, "tunnel ga-web is left" in health["problems"][0]) == (1, True)
+    assert mirror("create", *WEB)[0] == 0
+    assert mirror("status", "--name", "web")[0] == 0
+    assert len([row for row in switch.rows("Port").values() if row["name"].startswith("ga-")]) == 1
+
+    switch.vsctl("clear bridge br0 mirrors")
+    assert mirror("delete", "--name", "web", "--yes")[0] == 0
+    assert "ga-" not in switch.vsctl("show")
+
+
+def test_a_changed_tunnel_is_told_and_mended(switch: OvsdbServer, mirror: Run) -> None:
+    """Options that somebody set by hand are no longer what was made."""
+    mirror("create", *WEB)
+    switch.vsctl("set interface ga-web options:key=8")
+
+    code, health, _ = mirror("status", "--name", "web")
+    assert (code, "is gone or changed" in health["problems"][0]) == (1, True)
+    assert mirror("create", *WEB)[0] == 0
+    assert mirror("status", "--name", "web")[0] == 0
+
+
+def killed(proxy: Proxy, answered: bool, words: tuple[str, ...]) -> None:
+    """Run the command as a user does, and SIGKILL it at its transaction, before the server has it or when it did it."""
+    process: list[subprocess.Popen[bytes]] = []
+
+    def strike(request: Json) -> None:
+        if request["method"] == "transact":
+            os.kill(process[0].pid, signal.SIGKILL)
+            process[0].wait()
+            if not answered:
+                raise Severed
+
+    if answered:
+        proxy.after = strike
+    else:
+        proxy.before = strike
+    command = [sys.executable, "-m", "guestagent", "mirror", "ovs", *words, "--db", proxy.db]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+        process.append(child)
+    assert child.returncode == -signal.SIGKILL
+    proxy.before = proxy.after = lambda request: None
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["before", "after"])
+def test_a_crash_at_the_transaction_is_repaired(switch: OvsdbServer, mirror: Run, proxy: Proxy, answered: bool) -> None:
+    """SIGKILL before or after the server did it: there is all or nothing, the next run goes on, nothing is there twice;
+    the same for delete."""
+    before = state(switch)
+    killed(proxy, answered, ("create", *WEB))
+    assert mirror("create", *WEB)[0] == 0
+    assert mirror("status", "--name", "web")[0] == 0
+    assert len(switch.rows("Mirror")) == 1
+
+    killed(proxy, answered, ("delete", "--name", "web", "--yes"))
+    assert mirror("delete", "--name", "web", "--yes")[0] == 0
+    assert state(switch) == before
+
+
+def test_two_at_once_make_one(
+    switch: OvsdbServer, mirror: Run, proxy: Proxy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between the look and the transaction somebody else makes the same mirror: the second finds it, and makes none."""
+    ran = []
+
+    def overtake(request: Json) -> None:
+        if request["method"] == "transact" and not ran:
+            ran.append(
+                subprocess.run(
+                    [sys.executable, "-m", "guestagent", "mirror", "ovs", "create", *WEB, "--db", switch.db], check=True
+                )
+            )
+
+    proxy.before = overtake
+    assert mirror("create", *WEB, db=proxy.db)[0] == 0
+
+    assert ran
+    assert len(switch.rows("Mirror")) == 1
+    assert "ga-web-2" not in switch.vsctl("show")
+
+
+def test_the_policy_is_what_is_asked_for(switch: OvsdbServer, mirror: Run, proxy: Proxy) -> None:
+    """In a life of a mirror with everything, the tables and columns that the server is asked to read and to write are
+    those that `policy` prints."""
+    switch.vsctl("--id=@m create mirror name=web -- set bridge br0 mirrors=@m")
+    (identifier,) = switch.rows("Mirror")
+    for words in (
+        ("create", *WEB, "--adopt", identifier),
+        ("create", "--name", "web", "--source", "bridge:br1/5", "--target", "vlan:9", "--packet-length", "99"),
+        ("create", "--name", "web", "--source", "port:vm3", "--target", VXLAN),
+        ("delete", "--name", "web", "--yes"),
+        ("create", *WEB),
+        ("status", "--name", "web"),
+    ):
+        assert mirror(*words, db=proxy.db)[0] == 0
+    inserted, updated = set(), {}
+    for one in proxy.operations():
+        columns = {*one.get("row", ()), *(mutation[0] for mutation in one.get("mutations", ()))}
+        if one["op"] == "insert":
+            inserted.add(one["table"])
+        if columns:
+            updated.setdefault(one["table"], set()).update(columns)
+    read = {
+        table: set(asked[0]["columns"])
+        for request in proxy.requests
+        if request["method"].startswith("monitor") and request["params"][0] == DATABASE
+        for table, asked in request["params"][2].items()
+    }
+    printed = document(Spec(), DATABASE, COLUMNS)
+
+    assert {table: set(columns) for table, columns in printed["reads"].items()} == read
+    assert {one["table"]: set(one["update"]) for one in printed["permissions"]} == updated
+    assert {one["table"] for one in printed["permissions"] if one["insert_delete"]} == inserted
+
+
+PORTS = 1000
+
+
+def test_a_large_switch_is_read_once(server: OvsdbServer, mirror: Run, proxy: Proxy) -> None:
+    """A tag that selects 1,000 ports: a connection for the schema, one for the rest, one monitor, one transaction."""
+    rows: list[Json] = []
+    for number in range(PORTS):
+        tags = ["map", [["role", "many"]]]
+        rows.append(
+            {
+                "op": "insert",
+                "table": "Interface",
+                "uuid-name": f"i{number}",
+                "row": {"name": f"n{number}", "external_ids": tags},
+            }
+        )
+        rows.append(
+            {
+                "op": "insert",
+                "table": "Port",
+                "uuid-name": f"p{number}",
+                "row": {"name": f"n{number}", "interfaces": ["named-uuid", f"i{number}"]},
+            }
+        )
+    ports = ["set", [["named-uuid", f"p{number}"] for number in range(PORTS)]]
+    where = [["name", "==", "br0"]]
+    server.transact(
+        *rows, {"op": "mutate", "table": "Bridge", "where": where, "mutations": [["ports", "insert", ports]]}
+    )
+
+    code, _, _ = mirror("create", "--name", "web", "--source", "tag:role=many", "--target", VXLAN, db=proxy.db)
+
+    assert code == 0
+    assert len(one_mirror(server)["select_src_port"][1]) == PORTS
+    methods = [request["method"] for request in proxy.requests]
+    assert (proxy.connections, methods.count("transact")) == (2, 1)
+    assert (
+        sum(request["method"].startswith("monitor") and request["params"][0] == DATABASE for request in proxy.requests)
+        == 1
+    )
+
+
+# -- properties --------------------------------------------------------------------------------------------------------
+
+BRIDGES, MACHINES = ("br0", "br1"), ("vm1", "vm2", "vm3", "vm4")
+
+
+class Crash(BaseException):
+    """The process dies."""
+
+
+class Mortal(ovs.Ovs):
+    """Dies after so many transactions."""
+
+    left = 0
+
+    def _body(self, step: Any) -> Any:
+        if self.left == 0:
+            raise Crash
+        self.left -= 1
+        return super()._body(step)
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> Spec:
+    """Any of the forms, for ports that may lie on two bridges."""
+    bridge = draw(st.sampled_from(BRIDGES))
+    words = st.sampled_from([*(f"port:{name}" for name in MACHINES), "tag:role=web", "tag:role=db"])
+    whole = st.sampled_from([f"bridge:{bridge}", f"bridge:{bridge}/0", f"bridge:{bridge}/7"])
+    sources = draw(st.one_of(st.lists(words, min_size=1, max_size=3), st.lists(whole, min_size=1, max_size=2)))
+    tunnels = st.builds(
+        "{}://10.0.0.{}?{}".format, st.just("vxlan"), st.integers(8, 9), st.sampled_from(["vni=1", "vni=2"])
+    )
+    targets = st.one_of(tunnels, st.just("gre://10.0.0.9?key=1"), st.just("vlan:9"), st.just(f"port:col{bridge[-1]}"))
+    return Spec(
+        name="web",
+        source=tuple(sources),
+        target=draw(targets),
+        direction=draw(st.sampled_from(["both", "ingress", "egress"])),
+        packet_length=draw(st.sampled_from([None, 64])),
+        vpc=draw(st.sampled_from(["", bridge])),
+    )
+
+
+@st.composite
+def states(draw: st.DrawFn) -> list[Json]:
+    """Inserts: machines on two bridges; mirrors and tunnels of ours, of another mirror of ours and of strangers."""
+    owners = st.sampled_from(["", "web", "web", "db"])
+    rows: list[Json] = []
+    ports: dict[str, list[str]] = {bridge: [] for bridge in BRIDGES}
+    mirrors: dict[str, list[str]] = {bridge: [] for bridge in BRIDGES}
+
+    def add_port(bridge: str, name: str, interface: Json, owner: str = "", more: dict[str, str] | None = None) -> None:
+        rows.append(
+            {"op": "insert", "table": "Interface", "uuid-name": f"i_{name}", "row": {"name": name, **interface}}
+        )
+        row = {"name": name, "interfaces": named(f"i_{name}"), "external_ids": marks(owner, more or {})}
+        rows.append({"op": "insert", "table": "Port", "uuid-name": f"p_{name}", "row": row})
+        ports[bridge].append(f"p_{name}")
+
+    for name in MACHINES:
+        role = draw(st.sampled_from(["web", "db"]))
+        add_port(draw(st.sampled_from(BRIDGES)), name, {"external_ids": ["map", [["role", role]]]})
+    for bridge in BRIDGES:
+        add_port(bridge, f"col{bridge[-1]}", {})
+    for number in range(draw(st.integers(0, 3))):
+        options = {"remote_ip": f"10.0.0.{draw(st.integers(8, 9))}", "key": str(draw(st.integers(1, 3)))}
+        add_port(
+            draw(st.sampled_from(BRIDGES)),
+            f"t{number}",
+            {"type": "vxlan", "options": ["map", [*options.items()]]},
+            draw(owners),
+            {"guestagent-target": draw(st.sampled_from(["", "vxlan://10.0.0.9:4789?vni=1", "nonsense"]))},
+        )
+    for number in range(draw(st.integers(0, 3))):
+        bridge = draw(st.sampled_from(BRIDGES))
+        row: Json = {
+            "name": draw(st.sampled_from(["web", "span"])),
+            "select_all": draw(st.booleans()),
+            "select_src_port": ["set", [named(one) for one in draw(st.sets(st.sampled_from(["p_vm1", "p_vm2"])))]],
+            "external_ids": marks(
+                draw(owners), {"guestagent-spec": draw(st.sampled_from(["", "{}", "[", '{"vni": -1}']))}
+            ),
+        }
+        outputs = [one for bridge_ports in ports.values() for one in bridge_ports if one[2] in "ct"]
+        if output := draw(st.sampled_from([None, *outputs])):
+            row["output_port"] = named(output)
+        if draw(st.booleans()):
+            row["output_vlan"] = 3
+        rows.append({"op": "insert", "table": "Mirror", "uuid-name": f"m{number}", "row": row})
+        mirrors[bridge].append(f"m{number}")
+    for bridge in BRIDGES:
+        row = {"name": bridge}
+        for column, names in (("ports", ports[bridge]), ("mirrors", mirrors[bridge])):
+            row[column] = ["set", [named(one) for one in names]]
+        rows.append({"op": "insert", "table": "Bridge", "uuid-name": bridge, "row": row})
+    bridges = ["set", [named(bridge) for bridge in BRIDGES]]
+    rows.append({"op": "update", "table": "Open_vSwitch", "where": [], "row": {"bridges": bridges}})
+    return rows
+
+
+def named(name: str) -> list[str]:
+    return ["named-uuid", name]
+
+
+def marks(owner: str, more: dict[str, str]) -> Any:
+    ours = {"guestagent-managed": "true", "guestagent-mirror": owner, **more} if owner else {"guestagent-mirror": "web"}
+    return ["map", [*ours.items()]]
+
+
+def run_once(server: OvsdbServer, spec: Spec, dies_after: int = -1) -> Outcome:
+    """As the command does, up to a crash."""
+    session = ovs.Session(Spec(db=server.db))
+    provider = Mortal(spec, session)
+    provider.left = dies_after
+    try:
+        survey = provider.survey(spec)
+        steps = diff(survey.wanted, survey.found, provider.kinds) if survey.wanted else ()
+        return apply(steps, survey.found, provider, lambda done, total, what: None)
+    finally:
+        session.close()
+
+
+def words_of(row: Json) -> dict[str, str]:
+    return dict(row["external_ids"][1])
+
+
+def is_web(row: Json) -> bool:
+    words = words_of(row)
+    return words.get("guestagent-managed") == "true" and words["guestagent-mirror"] == "web"
+
+
+def strangers(server: OvsdbServer) -> dict[str, Json]:
+    """Rows of others, as they are."""
+    ports = server.rows("Port")
+    rows = {**server.rows("Mirror"), **ports}
+    inner = {one[1] for port in ports.values() if is_web(port) for one in many(port["interfaces"])}
+    others = {key: row for key, row in rows.items() if not is_web(row)}
+    return others | {key: row for key, row in server.rows("Interface").items() if key not in inner}
+
+
+def references(server: OvsdbServer) -> set[str]:
+    return {
+        one[1] for row in server.rows("Bridge").values() for column in ("ports", "mirrors") for one in many(row[column])
+    }
+
+
+def many(value: Any) -> list[Any]:
+    """A set as JSON has it: one value alone stands for itself."""
+    return list(value[1]) if isinstance(value, list) and value[0] == "set" else [value]
+
+
+@settings(
+    max_examples=60,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(specs(), states(), st.integers(-1, 2))
+def test_any_state_is_led_to_the_spec(server: OvsdbServer, spec: Spec, rows: list[Json], dies_after: int) -> None:
+    """From any state, also after a crash at any transaction, the next run leads to the spec or refuses; a second plan
+    is empty, the mirror is there once with what was asked for, and strangers' rows and places are as they were."""
+    server.reset()
+    server.transact(*rows)
+    before, everything = strangers(server), state(server)
+    used_by_others = {one[1] for row in before.values() if "output_port" in row for one in many(row["output_port"])}
+    try:
+        run_once(server, spec, dies_after)
+    except Crash:
+        pass
+    except ConfigError:
+        assert state(server) == everything
+        return
+    outcome = run_once(server, spec)
+
+    web_tunnels = {key for key, row in server.rows("Port").items() if is_web(row)}
+    assert all("outputs to its tunnel" in text or "is kept" in text for _, text in outcome.failed), outcome.failed
+    assert not outcome.failed or used_by_others & web_tunnels
+    assert strangers(server) == before
+    assert before.keys() & references(server) == before.keys() - server.rows("Interface").keys()
+    if outcome.failed:
+        return
+    assert_reached(server, spec)
+
+
+def assert_reached(server: OvsdbServer, spec: Spec) -> None:
+    """An independent reading of the rows."""
+    ours = [row for row in server.rows("Mirror").values() if is_web(row)]
+    ports = server.rows("Port")
+    interfaces = server.rows("Interface")
+    by_name = {row["name"]: key for key, row in ports.items()}
+    tunnels = [key for key, row in ports.items() if is_web(row)]
+    session = ovs.Session(Spec(db=server.db))
+    try:
+        provider = ovs.Ovs(spec, session)
+        survey = provider.survey(spec)
+        assert not has_changes(diff(survey.wanted, survey.found, provider.kinds))
+        if not survey.wanted:
+            return
+        (health,) = [one for one in provider.mirrors() if one.name == "web"]
+        assert all("no way to" in problem or "copied again" in problem for problem in health.problems), health
+    finally:
+        session.close()
+    (row,) = ours
+    chosen = {key for key, port in ports.items() if port["name"] in selected(spec, ports, interfaces)}
+    chosen -= {
+        one[1] for other in server.rows("Mirror").values() if not is_web(other) for one in many(other["output_port"])
+    }
+    if spec.vpc:
+        (bridge,) = [one for one in server.rows("Bridge").values() if one["name"] == spec.vpc]
+        chosen &= {one[1] for one in many(bridge["ports"])}
+    assert row["select_all"] == any(word.startswith("bridge:") for word in spec.source)
+    for column, direction in (("select_src_port", "egress"), ("select_dst_port", "ingress")):
+        wanted = chosen if direction in spec.directions else set()
+        assert {one[1] for one in many(row[column])} == wanted
+    scheme, _, rest = spec.target.partition(":")
+    assert many(row["output_vlan"]) == ([int(rest)] if scheme == "vlan" else [])
+    output = [one[1] for one in many(row["output_port"])]
+    if scheme in ("vxlan", "gre"):
+        assert output == tunnels
+        (interface,) = [interfaces[one[1]] for one in many(ports[output[0]]["interfaces"])]
+        assert interface["type"] == scheme
+        assert dict(interface["options"][1])["key"] == rest[-1]
+    else:
+        assert not tunnels
+        assert output == ([by_name[rest]] if scheme == "port" else [])
+    assert many(row["snaplen"]) == ([spec.packet_length] if spec.packet_length else [])
+
+
+def selected(spec: Spec, ports: dict[str, Json], interfaces: dict[str, Json]) -> set[str]:
+    """Names that the words mean, on whatever bridge."""
+    found = {word.removeprefix("port:") for word in spec.source if word.startswith("port:")}
+    for word in spec.source:
+        if word.startswith("tag:"):
+            found |= {row["name"] for row in interfaces.values() if words_of(row).get("role") == word[9:]}
+    return found
+
+
+def test_the_property_can_fail(switch: OvsdbServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red first: where a length is not written, the reading of the rows says so."""
+    spec = Spec(name="web", source=("port:vm1",), target="port:col0", packet_length=64)
+    monkeypatch.setitem(ovs.ovs_write._COLUMNS, "packet_length", lambda mirror, value, tables: None)
+    run_once(switch, spec)
+
+    with pytest.raises(AssertionError):
+        assert_reached(switch, spec)

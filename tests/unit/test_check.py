@@ -1,0 +1,126 @@
+"""`guestagent check`: what it says of a collector's config, and of a collector that an agent would go to."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guestagent import check
+from guestagent.cli import main
+from guestagent.config import load_run
+from tests.unit.test_workers import Collector, Keys, start
+
+__all__ = ["start"]
+
+
+@pytest.fixture(autouse=True)
+def run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where status sockets are looked for."""
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
+
+
+def checked(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, str]]:
+    """(exit code, what is said of each step, beginning with ok or FAIL)."""
+    code = main(["check", *arguments])
+    lines = [line.partition(": ") for line in capsys.readouterr().out.splitlines()]
+    return code, {head.split()[1]: f"{head.split()[0]} {said}" for head, _, said in lines}
+
+
+def test_a_sound_collector_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each step is tried and said; nothing is left behind, so it passes again."""
+    keys = Keys(tmp_path / "pki")
+    arguments = ["--listen", "tls://127.0.0.1:0", "--listen", "vxlan://127.0.0.1", "--write", str(tmp_path / "out")]
+    (tmp_path / "out").mkdir()
+    for _ in range(2):
+        code, said = checked(capsys, *arguments, *keys.flags())
+        assert 0 == code
+        assert {"limits", "tls", "exposure", "files", "listen", "outlets"} == set(said)
+        assert all(one.startswith("ok") for one in said.values()), said
+    assert "its key are of use" in said["tls"]
+
+
+def config_file(tmp_path: Path, text: str) -> str:
+    """A TOML file of the operator."""
+    path = tmp_path / "collect.toml"
+    path.write_text(text)
+    path.chmod(0o600)
+    return str(path)
+
+
+FAULTS: list[Any] = [
+    pytest.param('listen = "tls://127.0.0.1:0"\n[tls]\nca = "/x"\ncert = "/x"\nkey = "/x"\n', 2, "tls", id="files"),
+    pytest.param('listen = "tcp://127.0.0.1:0"\nwrite = "/etc/passwd/x"\n', 2, "files", id="write"),
+    pytest.param('listen = "tcp://192.0.2.77:4795"\nallow_cleartext = true\n', 2, "listen", id="address"),
+    pytest.param('listen = "tcp://127.0.0.1:0"\nreport = "/nowhere/x"\n', 2, "files", id="report"),
+]
+
+
+@pytest.mark.parametrize("text, expected, step", FAULTS)
+def test_what_would_stop_collect_stops_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, expected: int, step: str
+) -> None:
+    """The step that fails is named with its sentence, and the exit code is that of collect."""
+    code, said = checked(capsys, "-c", config_file(tmp_path, text))
+    assert expected == code
+    assert [step] == [name for name, one in said.items() if one.startswith("FAIL")], said
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--listen", "tcp://127.0.0.1:0", "--filter", "udp"], "--filter has no meaning here"),
+        (["--tap", "ids0"], "--tap has no meaning here"),
+        (["--listen", "tcp://8.8.8.8"], "is not a private address"),
+        (["--listen", "tcp://127.0.0.1:0", "--relay", "vxlan://8.8.8.8?vni=1"], "is not a private address"),
+        (["--listen", "tcp://127.0.0.1", "--workers", "2", "--write", "-"], "one file has one writer"),
+        (["--listen", "vxlan://127.0.0.1", "--workers", "2"], "is taken by one process"),
+        (["--listen", "tcp://127.0.0.1", "--workers", "2", "--tap", "ids0"], "belongs to one process"),
+        (["--listen", "tcp://127.0.0.1", "--workers", "0"], "must be a whole number from 1 to 64"),
+    ],
+)
+def test_flags_that_contradict(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
+    """One sentence and exit code 2, as from the verb itself."""
+    assert 2 == main(["check", *arguments])
+    assert said in capsys.readouterr().err
+
+
+def test_a_taken_port_is_fine_where_it_is_our_own(
+    start: Callable[..., Collector], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Before a reload the collector runs already and has port and directory; a stranger's port is a fault."""
+    collector = start("--workers", "1")
+    arguments = ["--listen", f"tcp://127.0.0.1:{collector.port}", "--write", str(collector.captures)]
+    code, said = checked(capsys, *arguments)
+    assert (0, True) == (code, all(one.startswith("ok") for one in said.values())), said
+    assert "the collector that runs now" in said["listen"]
+    assert "the collector that runs now" in said["files"]
+    collector.stop()
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        arguments[1] = f"tcp://127.0.0.1:{stranger.getsockname()[1]}"
+        code, said = checked(capsys, *arguments)
+    assert 2 == code
+    assert "Address already in use" in said["listen"]
+
+
+def test_what_a_collector_answers(start: Callable[..., Collector], tmp_path: Path) -> None:
+    """It answers, and until when its certificate holds; wrong CA, plain text and nobody are said with the reason."""
+    keys, others = Keys(tmp_path / "pki"), Keys(tmp_path / "others")
+    collector = start("--workers", "1", *keys.flags(), scheme="tls")
+    for folder, made in (("pki", keys), ("others", others)):
+        made.agent("vm-1")
+        assert (tmp_path / folder / "vm-1.crt").exists()
+
+    def said(scheme: str, made: Keys, port: int) -> str:
+        ca, cert, key = made.of("vm-1")
+        flags = {"to": [f"{scheme}://127.0.0.1:{port}"], "tls_ca": ca, "tls_cert": cert, "tls_key": key}
+        return check._collector(load_run(None, flags))
+
+    right = said("tls", keys, collector.port)
+    assert "answers over TLSv1.3; its certificate ends " in right
+    assert right.endswith("GMT")
+    assert "its certificate is refused" in said("tls", others, collector.port)
+    assert "it said goodbye: it speaks no TLS, and this port takes tls:// alone" in said("tcp", keys, collector.port)
+    collector.stop()
+    assert "does not answer now (Connection refused); run would wait for it" in said("tls", keys, collector.port)
