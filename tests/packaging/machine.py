@@ -107,20 +107,19 @@ class Machine:
         return "".join(self.path(f"/etc/{name}").read_text() for name in ("passwd", "group"))
 
 
-def copy_of_project(into: Path, version: str) -> Path:
-    """The project as its next release: the tracked files, another version, a changelog that names it, one commit."""
+def copy_of_project(into: Path, version: str = "") -> Path:
+    """The tracked files elsewhere, without git; as the next release where a version is given."""
     into.mkdir()
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
             (into / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, into / name)
-    home = into / "guestagent" / "__init__.py"
-    home.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{version}"', home.read_text()))
-    changes = into / "CHANGELOG.md"
-    changes.write_text(
-        changes.read_text().replace("## [Unreleased]", f"## [Unreleased]\n\n## [{version}] - 2026-12-01", 1)
-    )
-    (into / "build").mkdir()
+    # What is held by hash need not be fetched again.
     shutil.copytree(ROOT / "build" / "wheels", into / "build" / "wheels")
+    if version:
+        home, changes = into / "guestagent" / "__init__.py", into / "CHANGELOG.md"
+        home.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{version}"', home.read_text()))
+        part = f"## [Unreleased]\n\n## [{version}] - 2026-12-01"
+        changes.write_text(changes.read_text().replace("## [Unreleased]", part, 1))
     return into

@@ -27,7 +27,7 @@ INSTALL = ("apt-get", "install", "-q", "-y", "--no-install-recommends")
 @pytest.fixture
 def added(machine: Machine, repository: Repository) -> Iterator[Machine]:
     """A machine that has the repository's file and knows its packages; in the end it has neither."""
-    machine.write(SOURCES, (repository.directory / "guestagent.sources").read_text())
+    machine.write(SOURCES, repository.file("guestagent.sources"))
     machine.run(*UPDATE)
     yield machine
     machine.run("apt-get", "purge", "-q", "-y", "guestagent", "guestagent-cloud", check=False)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from guestagent import config
+from guestagent import config, settings
 from guestagent.config import CollectConfig, RunConfig, load_collect, load_run
 from guestagent.errors import ConfigError
 from tests.repo.source import ROOT
@@ -34,7 +34,7 @@ def uncommented(name: str) -> dict[str, Any]:
 def test_every_key_is_there(name: str) -> None:
     """Each key of the table stands in the file, with a value that the table takes, and no other does."""
     keys, _, _ = SHIPPED[name]
-    found = dict(config._flat(uncommented(name)))
+    found = dict(settings._flat(uncommented(name)))
 
     assert set(keys) == set(found)
     for key, value in found.items():
@@ -47,7 +47,7 @@ def test_defaults_are_the_defaults(name: str) -> None:
     keys, defaults, _ = SHIPPED[name]
     for key, value in uncommented(name).items():
         if key not in EXAMPLES | {"to", "listen"}:
-            shown, real = keys[key](value, key), getattr(defaults, config._field(key))
+            shown, real = keys[key](value, key), getattr(defaults, settings._field(key))
             assert shown == real or (key == "yield" and real is None), key
 
 
