@@ -1,5 +1,6 @@
 """What the packaging tests share: packages of this version and the next, their signed repository, a fresh root."""
 
+import fcntl
 import functools
 import http.server
 import os
@@ -7,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,23 +19,20 @@ from tests.repo.source import ROOT
 
 NEXT = "9.9.9"
 """A later version than any of ours."""
-HERE = Path(__file__).parent
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All in one process: the packages, their repository and the Debian root are made once and take a minute."""
-    for item in items:
-        if item.path.is_relative_to(HERE):
-            item.add_marker(pytest.mark.xdist_group("packaging"))
+ANY_URL = "http://packages.example.net"
 
 
 class Repository(NamedTuple):
-    """What `make repo` made, and where it is served."""
+    """What `make repo` made, a copy of each process of pytest, and where it is served."""
 
     directory: Path
     url: str
     environment: dict[str, str]
     """With GNUPGHOME, for whoever signs again."""
+
+    def file(self, name: str) -> str:
+        """guestagent.sources or guestagent.repo, for where this copy is."""
+        return (self.directory / name).read_text().replace(ANY_URL, self.url)
 
 
 def script(name: str, *words: str, root: Path = ROOT, environment: dict[str, str] | None = None) -> str:
@@ -45,42 +43,77 @@ def script(name: str, *words: str, root: Path = ROOT, environment: dict[str, str
     return done.stdout
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A directory that one process of pytest makes and all of them use."""
+    shared = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    into, made = shared / name, shared / f"{name}.made"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            shutil.rmtree(into, ignore_errors=True)
+            make(into)
+            made.touch()
+    return into
+
+
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packages of this checkout."""
-    if shutil.which("dpkg-deb") is None or shutil.which("go-md2man") is None:
+    if shutil.which("go-md2man") is None:
         pytest.skip("go-md2man is not installed")
-    into = tmp_path_factory.mktemp("packages") / "built"
-    script("packages.py", "--into", str(into))
-    return into
+    return once(tmp_path_factory, "built", lambda into: script("packages.py", "--into", str(into)) and None)
 
 
 @pytest.fixture(scope="session")
 def keyring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """An environment whose gpg has a secret key `guestagent-test` and no other."""
-    home = tmp_path_factory.mktemp("gnupg")
-    home.chmod(0o700)
-    environment = {**os.environ, "GNUPGHOME": str(home)}
-    command = ["gpg", "--batch", "--quiet", "--passphrase", "", "--quick-generate-key", "guestagent-test", "rsa2048"]
-    subprocess.run([*command, "sign", "never"], env=environment, check=True, capture_output=True)
+
+    def make(home: Path) -> None:
+        home.mkdir(mode=0o700)
+        command = [
+            "gpg",
+            "--batch",
+            "--quiet",
+            "--passphrase",
+            "",
+            "--quick-generate-key",
+            "guestagent-test",
+            "rsa2048",
+        ]
+        environment = {**os.environ, "GNUPGHOME": str(home)}
+        subprocess.run([*command, "sign", "never"], env=environment, check=True, capture_output=True)
+
+    environment = {**os.environ, "GNUPGHOME": str(once(tmp_path_factory, "gnupg", make))}
     yield environment
     subprocess.run(["gpgconf", "--kill", "all"], env=environment, check=False)
 
 
 @pytest.fixture(scope="session")
-def repository(built: Path, keyring: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]:
-    """This version, and then the next one released into the same repository, on loopback."""
-    project = copy_of_project(tmp_path_factory.mktemp("next") / "project", NEXT)
-    directory = project / "dist" / "repo"
-    directory.mkdir(parents=True)
+def released(built: Path, keyring: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """dist/ of a later version that was released into the repository of this one."""
+
+    def make(project: Path) -> None:
+        copy_of_project(project, NEXT)
+        into, signing = project / "dist" / "repo", ["--key", "guestagent-test", "--url", ANY_URL]
+        script("repo.py", *signing, "--packages", str(built), "--into", str(into), environment=keyring)
+        script("release.py", *signing, root=project, environment={**keyring, "SOURCE_DATE_EPOCH": "1800000000"})
+
+    return once(tmp_path_factory, "next", make) / "dist"
+
+
+@pytest.fixture(scope="session")
+def repository(
+    released: Path, keyring: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Repository]:
+    """Both versions, on loopback."""
+    directory = tmp_path_factory.mktemp("repository") / "repo"
+    shutil.copytree(released / "repo", directory)
     handler = functools.partial(_Quiet, directory=str(directory))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        signing = ["--key", "guestagent-test", "--url", url]
-        script("repo.py", *signing, "--packages", str(built), "--into", str(directory), environment=keyring)
-        script("release.py", *signing, root=project, environment={**keyring, "SOURCE_DATE_EPOCH": "1800000000"})
-        yield Repository(directory, url, keyring)
+        yield Repository(directory, f"http://127.0.0.1:{server.server_port}", keyring)
         server.shutdown()
 
 

@@ -15,17 +15,11 @@ KEPT = Path("/var/cache/guestagent-tests")
 BROUGHT = "systemd,python3"
 """What every cloud image has beyond the minimum; with them in the root no test needs Debian's mirror."""
 NOT_COMPARED = re.compile(
-    r"__pycache__|^/("
-    + "|".join(
-        (
-            *("proc", "sys", "dev", "tmp", "root", "run/lock", "var/cache", "var/log"),
-            # What apt, dnf, dpkg and the like keep of their own work, whatever the package.
-            *("var/lib/(apt|dnf|dpkg|rpm|systemd)", "etc/dnf", "etc/(passwd|group|g?shadow)-"),
-            # On RHEL it is the distribution's.
-            "usr/share/licenses$",
-        )
-    )
-    + ")(/|$)"
+    "^/(proc|sys|dev|tmp|root|run/lock|var/cache|var/log"
+    # What apt, dnf, dpkg and the like keep of their own work, whatever the package.
+    "|var/lib/(apt|dnf|dpkg|rpm|systemd)|etc/dnf|etc/(passwd|group|g?shadow)-"
+    # On RHEL it is the distribution's.
+    "|usr/share/licenses$)(/|$)"
 )
 
 
@@ -36,40 +30,23 @@ def debian_mirror() -> str:
     return found[0] if found else ""
 
 
+def _debootstrap(seed: Path, archive: Path) -> None:
+    """Make a root and keep it as an archive."""
+    command = ["debootstrap", "--variant=minbase", f"--include={BROUGHT}", RELEASE, str(seed)]
+    subprocess.run([*command, *filter(None, [debian_mirror()])], check=True, capture_output=True)
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    made = archive.with_suffix(f".{os.getpid()}")
+    pack = ["tar", "--one-file-system", "--exclude=./var/cache/apt/archives/*.deb", "-C", str(seed)]
+    subprocess.run([*pack, "-cf", str(made), "."], check=True)
+    made.rename(archive)
+    shutil.rmtree(seed)
+
+
 def fresh(into: Path) -> "Machine":
     """A minimal Debian in this directory."""
     archive = KEPT / f"{RELEASE}-{BROUGHT}.tar"
     if not archive.exists():
-        KEPT.mkdir(parents=True, exist_ok=True)
-        made = archive.with_suffix(f".{os.getpid()}")
-        seed = into.with_name("seed")
-        subprocess.run(
-            [
-                "debootstrap",
-                "--variant=minbase",
-                f"--include={BROUGHT}",
-                RELEASE,
-                str(seed),
-                *filter(None, [debian_mirror()]),
-            ],
-            check=True,
-            capture_output=True,
-        )
-        subprocess.run(
-            [
-                "tar",
-                "--one-file-system",
-                "--exclude=./var/cache/apt/archives/*.deb",
-                "-C",
-                str(seed),
-                "-cf",
-                str(made),
-                ".",
-            ],
-            check=True,
-        )
-        shutil.rmtree(seed)
-        made.rename(archive)
+        _debootstrap(into.with_name("seed"), archive)
     into.mkdir()
     subprocess.run(["tar", "-C", str(into), "-xf", str(archive)], check=True)
     machine = Machine(into)
@@ -130,20 +107,19 @@ class Machine:
         return "".join(self.path(f"/etc/{name}").read_text() for name in ("passwd", "group"))
 
 
-def copy_of_project(into: Path, version: str) -> Path:
-    """The project as its next release: the tracked files, another version, a changelog that names it, one commit."""
+def copy_of_project(into: Path, version: str = "") -> Path:
+    """The tracked files elsewhere, without git; as the next release where a version is given."""
     into.mkdir()
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
             (into / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, into / name)
-    home = into / "guestagent" / "__init__.py"
-    home.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{version}"', home.read_text()))
-    changes = into / "CHANGELOG.md"
-    changes.write_text(
-        changes.read_text().replace("## [Unreleased]", f"## [Unreleased]\n\n## [{version}] - 2026-12-01", 1)
-    )
-    (into / "build").mkdir()
+    # What is held by hash need not be fetched again.
     shutil.copytree(ROOT / "build" / "wheels", into / "build" / "wheels")
+    if version:
+        home, changes = into / "guestagent" / "__init__.py", into / "CHANGELOG.md"
+        home.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{version}"', home.read_text()))
+        part = f"## [Unreleased]\n\n## [{version}] - 2026-12-01"
+        changes.write_text(changes.read_text().replace("## [Unreleased]", part, 1))
     return into

@@ -27,7 +27,7 @@ INSTALL = ("apt-get", "install", "-q", "-y", "--no-install-recommends")
 @pytest.fixture
 def added(machine: Machine, repository: Repository) -> Iterator[Machine]:
     """A machine that has the repository's file and knows its packages; in the end it has neither."""
-    machine.write(SOURCES, (repository.directory / "guestagent.sources").read_text())
+    machine.write(SOURCES, repository.file("guestagent.sources"))
     machine.run(*UPDATE)
     yield machine
     machine.run("apt-get", "purge", "-q", "-y", "guestagent", "guestagent-cloud", check=False)
@@ -123,6 +123,18 @@ def test_upgrade_and_downgrade_keep_the_config(added: Machine) -> None:
     assert edited == added.path(CONFIG).read_text()
     assert added.path(ENABLED).is_symlink()
     assert "cli.cpython-311.pyc" in cached
+
+
+@pytest.mark.root
+def test_another_python_gets_its_byte_code(added: Machine) -> None:
+    """When a Python is unpacked, dpkg has us make byte-code again."""
+    added.run(*INSTALL, "guestagent")
+    cached = added.path("/usr/lib/guestagent/guestagent/__pycache__/cli.cpython-311.pyc")
+    cached.unlink()
+    added.run("dpkg-trigger", "--by-package=dpkg", "/usr/bin/python3.11")
+    added.run("dpkg", "--triggers-only", "guestagent")
+
+    assert cached.exists()
 
 
 def altered(path: Path) -> bytes:

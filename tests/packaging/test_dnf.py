@@ -47,8 +47,7 @@ def dnf(machine: Machine, repository: Repository, distribution: Path, tmp_path: 
     """dnf over the machine, with our repository's own file; what it installed is gone in the end."""
     repositories = tmp_path / "repos"
     repositories.mkdir()
-    text = (repository.directory / "guestagent.repo").read_text()
-    (repositories / "guestagent.repo").write_text(text)
+    (repositories / "guestagent.repo").write_text(repository.file("guestagent.repo"))
     (repositories / "distribution.repo").write_text(
         f"[distribution]\nname=distribution\nbaseurl=file://{distribution}\ngpgcheck=0\n"
     )

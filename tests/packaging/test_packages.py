@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from guestagent import __version__
-from tests.packaging.conftest import NEXT, Repository, script
+from tests.packaging.conftest import NEXT, script
+from tests.packaging.machine import copy_of_project
 from tests.repo.source import ROOT
 
 KINDS = ("guestagent_*_amd64.deb", "guestagent_*_arm64.deb", "guestagent-cloud_*_all.deb")
@@ -24,11 +26,20 @@ def sums(directory: Path) -> dict[str, str]:
     return {one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in directory.iterdir()}
 
 
-def test_the_same_input_gives_the_same_bytes(built: Path, tmp_path: Path) -> None:
-    """Two builds of one commit, in two directories, are equal; all kinds are there."""
-    script("packages.py", "--into", str(tmp_path / "again"))
+def packed(deb: Path, place: str) -> bytes:
+    """One file of a deb."""
+    tar = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(deb)], capture_output=True, check=True).stdout
+    return subprocess.run(["tar", "-xO", f".{place}"], input=tar, capture_output=True, check=True).stdout
 
-    assert sums(built) == sums(tmp_path / "again")
+
+def test_the_same_input_gives_the_same_bytes(built: Path, tmp_path: Path) -> None:
+    """A build of the same files in another directory, told the same time, gives equal packages; all kinds are there."""
+    seconds = subprocess.run(["git", "log", "-1", "--format=%ct"], cwd=ROOT, capture_output=True, text=True, check=True)
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": seconds.stdout.strip()}
+    project = copy_of_project(tmp_path / "project")
+    script("packages.py", root=project, environment=environment)
+
+    assert sums(built) == sums(project / "dist" / "packages")
     for kind in KINDS + KINDS_RPM:
         assert 1 == len([*built.glob(kind)]), kind
 
@@ -74,10 +85,7 @@ def test_the_base_package_is_light(built: Path) -> None:
 def test_the_bill_of_materials_names_what_travels(built: Path) -> None:
     """CycloneDX with each pinned library, by version, and the package itself."""
     (deb,) = built.glob(KINDS[0])
-    place = "./usr/share/doc/guestagent/sbom.cdx.json"
-    packed = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(deb)], capture_output=True, check=True).stdout
-    text = subprocess.run(["tar", "-xO", place], input=packed, capture_output=True, check=True).stdout
-    bill = json.loads(text)
+    bill = json.loads(packed(deb, "/usr/share/doc/guestagent/sbom.cdx.json"))
     pinned = re.findall(r"(?m)^([a-z-]+)==(\S+)", (ROOT / "packaging/vendor/guestagent.txt").read_text())
 
     assert "CycloneDX" == bill["bomFormat"]
@@ -91,9 +99,9 @@ def test_the_bill_of_materials_names_what_travels(built: Path) -> None:
 @pytest.mark.parametrize("page", ["guestagent.1", "guestagent-mirror.1", "guestagent.toml.5"])
 def test_a_manual_page_reads(built: Path, page: str, tmp_path: Path) -> None:
     """man sets each page without a warning, and it has a name that apropos finds."""
-    packed = ROOT / f"build/stage/guestagent-amd64/documents/man{page[-1]}/{page}.gz"
+    (deb,) = built.glob(KINDS[0])
     path = tmp_path / page
-    path.write_bytes(gzip.decompress(packed.read_bytes()))
+    path.write_bytes(gzip.decompress(packed(deb, f"/usr/share/man/man{page[-1]}/{page}.gz")))
     done = subprocess.run(
         ["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", str(path)], capture_output=True, check=False
     )
@@ -103,30 +111,32 @@ def test_a_manual_page_reads(built: Path, page: str, tmp_path: Path) -> None:
     assert f'"{page[:-2]} - ' in named.stdout
 
 
-def test_the_shell_completes(built: Path) -> None:
+def test_the_shell_completes(built: Path, tmp_path: Path) -> None:
     """bash offers verbs, and of a verb its flags, from what the package lays."""
-    script = ROOT / "build/stage/guestagent-amd64/root/usr/share/bash-completion/completions/guestagent"
+    (deb,) = built.glob(KINDS[0])
+    completion = tmp_path / "completion"
+    completion.write_bytes(packed(deb, "/usr/share/bash-completion/completions/guestagent"))
     asked = """
         source "$1"
         COMP_WORDS=(guestagent ru) COMP_CWORD=1; _shtab_guestagent guestagent ru guestagent; echo "${COMPREPLY[@]}"
         COMP_WORDS=(guestagent run --inter) COMP_CWORD=2
         _shtab_guestagent guestagent --inter run; echo "${COMPREPLY[@]}"
     """
-    done = subprocess.run(["bash", "-c", asked, "bash", str(script)], capture_output=True, text=True, check=True)
+    done = subprocess.run(["bash", "-c", asked, "bash", str(completion)], capture_output=True, text=True, check=True)
 
     assert "run\n--interface\n" == done.stdout
 
 
-def test_a_release_is_complete(repository: Repository) -> None:
+def test_a_release_is_complete(released: Path, keyring: dict[str, str]) -> None:
     """Wheel, sdist, packages and bills of materials stand in SHA256SUMS, which is right and signed."""
-    release = repository.directory.parent / NEXT
+    release = released / NEXT
     checked = subprocess.run(
         ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=release, capture_output=True, text=True, check=False
     )
     verified = subprocess.run(
         ["gpg", "--verify", "SHA256SUMS.asc", "SHA256SUMS"],
         cwd=release,
-        env=repository.environment,
+        env=keyring,
         capture_output=True,
         check=False,
     )
