@@ -14,7 +14,7 @@ demo: setup ## real traffic between two hosts made on this machine, tapped, coll
 	@.venv/bin/guestagent demo $(ARGS)
 
 test: setup ## unit, repo, lab and interop tests; ARGS='-k ring' picks some
-	.venv/bin/pytest -n auto --maxschedchunk 1 $(ARGS)
+	.venv/bin/pytest -n auto --dist loadgroup $(ARGS)
 
 test-boot: setup ## a VM that boots, installs the package by cloud-init and is tapped; takes about seven minutes
 	@packaging/dev-setup.sh boot

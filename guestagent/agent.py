@@ -29,8 +29,10 @@ from guestagent.errors import RunError
 from guestagent.follow import Follower
 from guestagent.governor.feedback import LoopDetector, Sample, Verdict
 from guestagent.governor.meter import interface_bytes, interface_packets
-from guestagent.loop import EDGE, READABLE, Loop
+from guestagent.loop import EDGE, OUT_OF_FILES, READABLE, Loop
+from guestagent.neighbours import meet
 from guestagent.observe import reports
+from guestagent.observe.clock import ClockWatch
 from guestagent.observe.notify import Notifier
 from guestagent.observe.status import StatusSocket
 from guestagent.observe.words import LiveLine, RateLine, ledger_sentence, limits_word
@@ -56,6 +58,8 @@ small packets a second. It does not rest while the ring fills or the socket is f
 LAST_ACK_SECONDS = 0.7
 """Of the drain, for what is on its way when no new frame goes out any more: 64 KB at 1 Mbit/s take half a second."""
 DRAIN_STEP_SECONDS = 0.02
+BLIND_SECONDS = 1.0
+"""Without a free descriptor the host can't be looked at: the capture goes on, the looks come later."""
 
 
 def run_agent(
@@ -83,6 +87,7 @@ class Agent:
     ) -> None:
         self._config, self._reread = config, reread
         self._stop_reason = self._failure = ""
+        self._blind_until = 0.0
         self._loop = Loop()
         stack.callback(self._loop.close)
         self._loop.on_signals(
@@ -98,13 +103,15 @@ class Agent:
         self._follower = Follower(self._desk)
         self._steering = Steering(config, self._desk, self._loop.now())
         stack.callback(self._steering.close)
-        self._detector = LoopDetector()
+        self._detector, self._clock = LoopDetector(), ClockWatch()
         self._live, self._rates = LiveLine(), RateLine()
         stack.callback(self._live.clear)
         log.info("capturing %s with the %s engine (%s)", ", ".join(self._names()), *self._engine())
         if cloud:
             stack.callback(cloud.close)
             cloud.follow(self._loop, partial(setattr, self._desk, "cloud"))
+        self._neighbours = meet(self._loop, self._desk)
+        stack.callback(self._neighbours.close)
         self._link = open_link(config, self._desk, self._loop, stack)
         status = StatusSocket("agent", self.snapshot)
         stack.callback(status.close)
@@ -157,26 +164,31 @@ class Agent:
                 return
             if now >= report_at:
                 report_at = now + REPORT_SECONDS
-                self._report(now)
+                self._look(self._report, now)
             if now >= detect_at:
-                self._detect(now)
+                self._look(self._detect, now)
                 detect_at = now + (HELD_DETECT_SECONDS if self._desk.is_held else DETECT_SECONDS)
             self._link.tick(now)
             self._desk.tick(now)
-            self._steer(now)
-            due = min(
-                report_at,
-                detect_at,
-                self._until,
-                self._link.deadline(),
-                self._desk.deadline(),
-                self._steering.due_at,
-            )
+            self._look(self._steer, now)
+            due = min(report_at, detect_at, self._until, self._link.deadline(), self._desk.deadline())
+            due = min(due, max(self._steering.due_at, self._blind_until))
             self._loop.run_once(0.0 if has_more else due - self._loop.now(), rest_until, self._tap.is_filling)
             now = self._loop.now()
             self._steering.look(now)
             has_more = self._pump(now)
             rest_until = 0.0 if self._link.is_blocked else now + REST_SECONDS
+
+    def _look(self, step: Callable[[float], None], now: float) -> None:
+        """Do what looks at the host and takes descriptors for it."""
+        try:
+            if now >= self._blind_until:
+                step(now)
+        except OSError as error:
+            if error.errno not in OUT_OF_FILES:
+                raise
+            self._blind_until = now + BLIND_SECONDS
+            log.warning("the host can't be looked at, copying goes on: %s", error.strerror)
 
     def _steer(self, now: float) -> None:
         if now >= self._steering.due_at and self._steering.tick(now, self._link) and not self._steering.limits.is_probe:
@@ -193,6 +205,9 @@ class Agent:
 
     def _report(self, now: float) -> None:
         self._follower.look()
+        self._neighbours.tick()
+        if step := self._clock.look(time.time_ns(), time.monotonic_ns()):
+            log.warning("%s", step)
         self._notifier.beat(f"{self._link.state.text}; {self._steering.limits.reason or 'full copy'}")
         total = self._tap.refresh()
         self._desk.window.add_report(self._report_body())

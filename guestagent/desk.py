@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
 from typing import Any
@@ -71,6 +71,9 @@ class Desk:
         self._is_ending = False
         self._tunnels: list[Exclusion] = []
         """Exclusions that hold for the whole run."""
+        self._others: tuple[Exclusion, ...] = ()
+        self.tell: Callable[[Sequence[Exclusion]], None] = lambda _own: None
+        """Called with our own exclusions, for other agents on this host to know them."""
 
     def hello(self) -> AgentHello:
         """This run, as of now."""
@@ -101,6 +104,17 @@ class Desk:
                 self._exclusions.remove(exclusion)
             self._exclusions.append(exclusion)
         self._attach(self.capture, self.selection)
+        self.tell((*self._tunnels, *self._exclusions))
+
+    def leave_out(self, others: tuple[Exclusion, ...]) -> None:
+        """Leave the connections of other agents on this host out of the capture."""
+        if others != self._others:
+            self._others = others
+            try:
+                self._attach(self.capture, self.selection)
+            except ConfigError as error:
+                log.warning("no room for %d connections of other agents: %s", len(others), error)
+                self._others = ()
 
     def readmit(self, exclusion: Exclusion) -> None:
         """Capture again what was left out for a sensor that has moved."""
@@ -162,7 +176,9 @@ class Desk:
         if self._is_ending:
             return
         for source in self.tap.sources:
-            source.attach(capture.program(source.interface.id, (*self._tunnels, *self._exclusions), selection))
+            source.attach(
+                capture.program(source.interface.id, (*self._tunnels, *self._exclusions, *self._others), selection)
+            )
             source.pause(selection.paused)
         self.selection = selection
         self.swaps_ns.append(time.time_ns())
@@ -236,7 +252,8 @@ class Desk:
 
     def interface_changed(self, interface: Interface) -> None:
         """Tell the collector of new facts."""
-        self.window.add(Kind.INFO, partial(_info_frame, interface))
+        info = encode_interface(interface)
+        self.window.add(Kind.INFO, lambda sequence: frames.encode_json(Kind.INFO, info, sequence=sequence))
 
     def last_call(self) -> None:
         """No new frame goes out any more; what waits for a cap now will be lost to it."""
@@ -281,7 +298,3 @@ def _block_frame(run: Loan, sequence: int) -> memoryview | bytes:
     if run.start == run.block.start:
         return frames.write_block_header(run.block.memory, run.start, run.end, **about)
     return frames.encode_block_header(size=run.end - run.start, **about)
-
-
-def _info_frame(interface: Interface, sequence: int) -> bytes:
-    return frames.encode_json(Kind.INFO, encode_interface(interface), sequence=sequence)

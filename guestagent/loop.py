@@ -1,10 +1,12 @@
 """The one loop: epoll, callbacks, signals as events. Time comes from here and goes to everyone else as an argument."""
 
+import errno
 import select
 import signal
 import socket
 import time
 from collections.abc import Callable
+from math import inf
 from types import FrameType
 from typing import Protocol
 
@@ -12,7 +14,11 @@ READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
 EDGE = select.EPOLLET
 
+OUT_OF_FILES = frozenset((errno.EMFILE, errno.ENFILE))
+"""No descriptor is left, of this process or of this host: what needs one has to wait."""
+
 _MOST_EVENTS = 64
+_PAUSE_SECONDS = 0.1
 _REST_STEP_SECONDS = 0.004
 """A burst at 20 Gbit/s brings 10 MB meanwhile, a sixth of the default ring."""
 
@@ -25,11 +31,18 @@ class HasFileno(Protocol):
 
 
 class Loop:
-    """Calls back with the ready events of each watched descriptor; a signal wakes it and is handled between events."""
+    """Calls back with the ready events of each watched descriptor; a signal wakes it and is handled between events.
+
+    A callback that raises OSError because it was out of files is not ready for a while: its listener stays readable,
+    and would turn the loop round and round.
+    """
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._events: dict[int, int] = {}
+        self._paused: dict[int, float] = {}
+        """When to look at it again, by descriptor."""
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
@@ -44,14 +57,18 @@ class Loop:
     def watch(self, watched: HasFileno, events: int, callback: Callable[[int], None]) -> None:
         """Call `callback(events)` when `watched` is ready."""
         self._callbacks[watched.fileno()] = callback
+        self._events[watched.fileno()] = events
         self._epoll.register(watched.fileno(), events)
 
     def change(self, watched: HasFileno, events: int) -> None:
         """Watch for other events."""
+        self._events[watched.fileno()] = events
         self._epoll.modify(watched.fileno(), events)
 
     def forget(self, watched: HasFileno) -> None:
         """Stop watching; before the descriptor is closed. Harmless where it was not watched."""
+        self._paused.pop(watched.fileno(), None)
+        self._events.pop(watched.fileno(), None)
         if self._callbacks.pop(watched.fileno(), None):
             self._epoll.unregister(watched.fileno())
 
@@ -74,6 +91,8 @@ class Loop:
 
         That is not before `rest_until`, to do more at once, unless `is_enough` says that enough has gathered.
         """
+        if self._paused:
+            timeout_seconds = min(timeout_seconds, self._resume())
         ready = dict(self._epoll.poll(max(0.0, timeout_seconds), _MOST_EVENTS))
         rested = False
         while ready and not is_enough() and (rest_seconds := rest_until - time.monotonic()) > 0:
@@ -86,7 +105,25 @@ class Loop:
         for descriptor, events in ready.items():
             callback = self._callbacks.get(descriptor)
             if callback:
-                callback(events)
+                try:
+                    callback(events)
+                except OSError as error:
+                    if error.errno not in OUT_OF_FILES:
+                        raise
+                    self._pause(descriptor)
+
+    def _pause(self, descriptor: int) -> None:
+        if descriptor in self._callbacks:
+            self._paused[descriptor] = time.monotonic() + _PAUSE_SECONDS
+            self._epoll.modify(descriptor, 0)
+
+    def _resume(self) -> float:
+        """Watch again what was paused long enough; the seconds until the next is."""
+        now = time.monotonic()
+        for descriptor in [one for one, until in self._paused.items() if until <= now]:
+            del self._paused[descriptor]
+            self._epoll.modify(descriptor, self._events[descriptor])
+        return min(self._paused.values(), default=inf) - now
 
     def close(self) -> None:
         """Restore the signals, close what is ours."""

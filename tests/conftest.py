@@ -4,6 +4,7 @@ import fcntl
 import os
 import re
 from collections.abc import Generator
+from pathlib import Path
 from typing import TypeVar
 
 import hypothesis
@@ -24,6 +25,7 @@ MACHINE_IS_NOT_SET_UP = re.compile(
 )
 """Reasons to skip that name what `make setup` or root would bring, unlike a kernel feature that this machine lacks."""
 
+TMP_CHARACTERS = 12
 RERUN_LINES, RERUN_COLUMNS = 30, 300
 """With CI=true pytest shortens no difference between two captures."""
 
@@ -57,6 +59,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 def _is_alone(item: pytest.Item) -> bool:
     return item.get_closest_marker("alone") is not None
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """pytest's own by a shorter name: a Unix socket's path has 107 bytes at most, of which pytest takes over 70."""
+    name = re.sub(r"\W", "_", request.node.name.removeprefix("test_"))
+    return tmp_path_factory.mktemp(name[:TMP_CHARACTERS])
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,7 +1,8 @@
 """One connection of the collector: who it is, what waits to go out to it."""
 
+import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -11,6 +12,12 @@ from guestagent.loop import READABLE, WRITABLE, Loop
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Deframer, Kind, ProtocolError
 from guestagent.tapstream.hello import AgentHello
+
+log = logging.getLogger("guestagent.collector")
+
+LATE_SECONDS = 3.0
+SILENCE_SECONDS = 10.0
+"""An agent reports every second; one that is silent so long is late, then gone, and its run may come back."""
 
 
 class Connection:
@@ -30,10 +37,16 @@ class Connection:
         """Nothing more is taken from it here."""
         self.is_vouched = hasattr(sock, "agent_id")
         """Its name stands in a certificate."""
+        self._is_late = False
 
     def fileno(self) -> int:
         """The socket's descriptor."""
         return self.socket.fileno()
+
+    @property
+    def host(self) -> str:
+        """Where it comes from, without the port: the same words for each of a stranger's connections."""
+        return self.peer.rpartition(":")[0]
 
     def preface(self) -> bytes:
         """What goes out before our first frame; empty from then on."""
@@ -73,11 +86,26 @@ class Connection:
         events = 0 if self.waits_for_sink else READABLE
         loop.change(self, events | (WRITABLE if self.unsent else 0))
 
+    def is_silent(self, now: float) -> bool:
+        """Has its agent said nothing for so long that it is gone? Before that it is late, which is said once."""
+        seconds = now - self.heard_at
+        was_late, self._is_late = self._is_late, seconds > LATE_SECONDS
+        limit = SILENCE_SECONDS if seconds > SILENCE_SECONDS else LATE_SECONDS
+        if self.run is not None and (limit == SILENCE_SECONDS or (self._is_late and not was_late)):
+            log.warning("agent %s has been silent for %.0f s", self.run.hello.agent_id, limit)
+        return limit == SILENCE_SECONDS
+
     def say_goodbye(self, reason: str) -> None:
         """Tell the peer why, if it can be told at once; never behind a frame that is half out."""
         if not self.unsent:
             with suppress(OSError):
                 self.socket.send(self.preface() + frames.encode_json(Kind.BYE, {"reason": reason}))
+
+
+def oldest_stranger(connections: Iterable[Connection]) -> Connection | None:
+    """Who has been there longest without a hello, and gives way where there is no room: agents greet at once."""
+    strangers = (one for one in connections if one.run is None)
+    return min(strangers, key=lambda one: one.born_at, default=None)
 
 
 def is_allowed(agent_id: str, allowed: Sequence[str]) -> bool:

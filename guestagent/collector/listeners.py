@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from guestagent.collector.connection import Connection
 from guestagent.errors import ConfigError
+from guestagent.loop import OUT_OF_FILES
 from guestagent.rlimits import LEAST_FILES, raise_file_limit
 
 if TYPE_CHECKING:
@@ -50,11 +51,13 @@ def _listener(host: str, port: int, *, shared: bool) -> socket.socket:
 
 
 def accept(listener: socket.socket, now: float, tls: "Credentials | None" = None) -> Connection | None:
-    """The next stranger; None where it is gone again or the kernel has no room, which is logged."""
+    """The next stranger; None where it is gone again, which is logged. Raises OSError where no descriptor is left."""
     try:
         sock, address = listener.accept()
     except OSError as error:
         log.warning("a connection could not be accepted: %s", error.strerror)
+        if error.errno in OUT_OF_FILES:
+            raise
         return None
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -9,7 +9,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from guestagent.capture.block import MalformedBlock
-from guestagent.collector.connection import Connection, is_allowed
+from guestagent.collector.connection import Connection, is_allowed, oldest_stranger
 from guestagent.collector.dialogue import MOST_UNSENT_BYTES, Dialogue
 from guestagent.collector.handover import Handover
 from guestagent.collector.lessor import Lessor, LocalLessor
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("guestagent.collector")
 
 GREETING_SECONDS = 5.0
-SILENCE_SECONDS = 10.0
-"""An agent pings every second when idle; one that is silent so long is gone, its run may come back."""
 RETRY_SECONDS = 0.05
 """How soon a full disk or a slow reader is tried again."""
 KEEPALIVE_SECONDS = 1.0
@@ -84,9 +82,12 @@ class Server:
         """One peer more, where there is room for it."""
         bridges = len(self._handover.bridges) if self._handover else 0
         if len(self.connections) + bridges >= self._most_connections:
-            self.refused += 1
-            connection.socket.close()
-            return False
+            stranger = oldest_stranger(self.connections.values())
+            if stranger is None:
+                self.refused += 1
+                connection.socket.close()
+                return False
+            self._refuse(stranger, "it gave no hello, and its place was needed")
         self.connections[connection.fileno()] = connection
         self._loop.watch(connection, READABLE, lambda events: self._ready(connection, events))
         return True
@@ -166,8 +167,7 @@ class Server:
             elif run is None:
                 if now - connection.born_at > GREETING_SECONDS:
                     self._refuse(connection, f"no hello within {GREETING_SECONDS:.0f} s")
-            elif now - connection.heard_at > SILENCE_SECONDS:
-                log.warning("agent %s has been silent for %.0f s", run.hello.agent_id, SILENCE_SECONDS)
+            elif connection.is_silent(now):
                 self._close(connection)
             elif run.acks.due_at is not None and run.acks.due_at <= now:
                 self._dialogue.acknowledge(connection, run, now)
@@ -207,7 +207,7 @@ class Server:
             self._registry.agents.setdefault(name, Agent()).refused += 1
             log.warning("agent %s at %s was cut off: %s", name, connection.peer, text)
         else:
-            log.warning("%s was refused: %s", connection.peer, text)
+            log.warning("%s was refused: %s", connection.host, text)
         connection.say_goodbye(text)
         self._close(connection)
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from guestagent.links.collectors import Patience
 from guestagent.links.owner import LinkOwner, LinkState
-from guestagent.links.ramp import Ramp, bulk_socket, queued_bytes, segment_of, total_retransmitted
+from guestagent.links.pulse import Pulse, Sign
+from guestagent.links.ramp import Ramp, abort, bulk_socket, queued_bytes, segment_of, total_retransmitted
 from guestagent.links.resolve import Address
 from guestagent.loop import EDGE, READABLE, WRITABLE, Loop
 from guestagent.model import Exclusion
@@ -32,7 +33,6 @@ from guestagent.tapstream.lease import decode_lease
 if TYPE_CHECKING:
     from guestagent.links.secure import Credentials
 
-PING_SECONDS = 1.0
 MOST_BYTES_PER_TURN = 4 * 1024 * 1024
 """One turn of the loop sends no more, so that ticks, signals and status keep their time at 40 Gbit/s (0.8 ms)."""
 _IPPROTO_TCP = 6
@@ -75,25 +75,27 @@ class Channel:
         self.pongs = 0
         self.is_blocked = self.is_leaving = False
         self.exclusion: Exclusion | None = None
-        self._link, self._owner, self._loop, self._state = link, owner, loop, state
-        self.patience = patience
+        self._link, self._owner, self._loop, self._state, self.patience = link, owner, loop, state, patience
         self._host, self._is_watch = "", False
         self._tls: Credentials | None = None
         self._socket: socket.socket | None = None
         self._collector_id = ""
-        self._deframer = Deframer()
+        self._deframer, self._ramp = Deframer(), Ramp()
         self._control: deque[bytes] = deque()
-        self._ramp = Ramp()
-        self._due_at = self._heard_at = self._checked_at = 0.0
-        self._sent_bytes = self._drained_bytes = 0
-        self._sent_sequence = self._acked_sequence = 0
+        self._pulse = Pulse(patience.silence_seconds)
+        self._due_at = 0.0
+        self.is_swallowed = False
+        """It ended because large packets, perhaps, do not get through."""
+        self._sent_bytes = self._sent_sequence = self._acked_sequence = 0
 
-    def open(self, address: Address, now: float, *, host: str, tls: "Credentials | None", watch: bool) -> None:
-        """Begin to connect. Raises OSError; then the channel is closed."""
+    def open(
+        self, address: Address, now: float, *, host: str, tls: "Credentials | None", watch: bool, segment_bytes: int = 0
+    ) -> None:
+        """Begin to connect, with no longer segments where a length is given. Raises OSError; then it is closed."""
         self._host, self._tls, self._is_watch = host, tls, watch
         self._due_at = now + self.patience.connect_seconds
         family, place = address
-        self._socket = bulk_socket(family)
+        self._socket = bulk_socket(family, segment_bytes)
         remote = str(place[0]).partition("%")[0]
         self.exclusion = Exclusion(_IPPROTO_TCP, remote, int(place[1]), self._socket.getsockname()[1])
         self._owner.exclude(self.exclusion)
@@ -110,9 +112,7 @@ class Channel:
 
     def deadline(self) -> float:
         """When `tick` is due."""
-        if self.phase in (Phase.STREAMING, Phase.WATCHING):
-            return max(self._heard_at, self._checked_at) + PING_SECONDS
-        return self._due_at
+        return self._pulse.due_at if self.phase in (Phase.STREAMING, Phase.WATCHING) else self._due_at
 
     def tick(self, now: float) -> None:
         """Give up a silent attempt, or ping."""
@@ -121,26 +121,25 @@ class Channel:
         if self.phase in (Phase.STREAMING, Phase.WATCHING):
             self._check_silence(now)
         else:
-            self._broken(
-                f"{self.name} did not answer within {self.patience.connect_seconds:.1f} s ({self.phase.value})"
-            )
+            # Of a hello, or of a certificate that was too long for the path, no word came back.
+            self.is_swallowed = self.phase is Phase.GREETING and (self._tls is not None or self._queued_bytes() > 0)
+            seconds = self.patience.connect_seconds
+            self._broken(f"{self.name} did not answer within {seconds:.1f} s ({self.phase.value})")
+
+    def _queued_bytes(self) -> int:
+        return 0 if self._socket is None else queued_bytes(self._socket)
 
     def _check_silence(self, now: float) -> None:
-        self._checked_at = now
-        if self._still_draining():
-            self._heard_at = max(self._heard_at, now - PING_SECONDS)
-        if now - self._heard_at >= self.patience.silence_seconds:
+        sign = self._pulse.look(now, self._sent_bytes, self._queued_bytes())
+        if sign is Sign.SWALLOWED:
+            self.is_swallowed = True
+            self._broken(f"large packets do not get through to {self.name}, trying smaller ones")
+        elif sign is Sign.SILENT:
             self._broken(f"{self.name} has been silent for {self.patience.silence_seconds:g} s")
-        elif now - self._heard_at >= PING_SECONDS:
+        elif sign is Sign.QUIET:
             self._control.append(frames.encode(Kind.PING))
+            self._pulse.asked(self._sent_bytes + self._ramp.waiting_bytes + frames.HEADER_BYTES)
             self.pump(now)
-
-    def _still_draining(self) -> bool:
-        """On a slow path a ping waits behind data; bytes that the peer's kernel takes are a sign of life meanwhile."""
-        assert self._socket is not None
-        queued = queued_bytes(self._socket)
-        before, self._drained_bytes = self._drained_bytes, self._sent_bytes - queued
-        return queued > 0 and self._drained_bytes > before
 
     # -- coming up ----------------------------------------------------------------------------------------------
 
@@ -167,7 +166,7 @@ class Channel:
         self._control.append(frames.PREFACE)
         if self._is_watch:
             self.phase = Phase.WATCHING
-            self._heard_at = now
+            self._pulse.heard(now)
             self._control.append(frames.encode(Kind.PING))
         else:
             self.greet(now)
@@ -190,7 +189,7 @@ class Channel:
                     self._broken(f"{self.name} closed the connection")
                     return
                 self._deframer.filled(count)
-                self._heard_at = now
+                self._pulse.heard(now)
                 for frame in self._deframer.frames():
                     self._handle(frame, now)
         except BlockingIOError:
@@ -219,7 +218,7 @@ class Channel:
             self._collector_id = answer.collector_id
             self._deframer.welcome()
             self.phase = Phase.STREAMING
-            self._heard_at = now
+            self._pulse.welcomed(now, self._sent_bytes, now - self._due_at + self.patience.connect_seconds)
             self._link.welcomed(self, answer, now)
         elif frame.kind == Kind.ACK:
             self._acked_sequence = frame.sequence
@@ -245,7 +244,8 @@ class Channel:
                 self.is_blocked = True
                 return False
             except OSError as error:
-                self._read(now)  # the peer may have said why before it closed
+                if not isinstance(error, ProtocolError):  # of TLS, which says it all
+                    self._read(now)  # the peer may have said why before it closed
                 self._broken(f"the connection to {self.name} broke: {error.strerror or error}")
                 return False
             left_bytes -= count
@@ -288,6 +288,7 @@ class Channel:
 
     def _broken(self, reason: str) -> None:
         if self._socket is not None:
+            abort(self._socket)
             self.close()
             self._link.broke(self, reason)
 

@@ -18,6 +18,10 @@ class LinkState:
     reconnects: int = 0
     sent_bytes: int = 0
     """Of frames, without the headers of the packets that carry them."""
+    retransmitted: int = 0
+    """Segments that the kernel sent again, of all connections."""
+    trouble: str = ""
+    """What is wrong with the path while it carries."""
     destinations: list[dict[str, Any]] = field(default_factory=list)
     """Each collector or sensor, by preference: which one serves, or its counters."""
 

@@ -21,6 +21,8 @@ _TC_PRIO_BULK = 2
 """linux/pkt_sched.h: pfifo_fast sends production traffic of the default class before copies."""
 _MSG_MORE = 0x8000
 """linux/socket.h: the rest of the frame follows, do not send a small packet for its header."""
+_LINGER_NOT = struct.pack("@ii", 1, 0)
+"""struct linger: on, for no time."""
 _TOTAL_RETRANS = struct.Struct("@100xI")
 """tcpi_total_retrans in struct tcp_info (include/uapi/linux/tcp.h)."""
 
@@ -39,13 +41,21 @@ class Segment(NamedTuple):
         return payload_bytes + ceil(payload_bytes / self.payload_bytes) * self.header_bytes
 
 
-def bulk_socket(family: int) -> socket.socket:
-    """A socket with a local port, not connected yet."""
+def bulk_socket(family: int, segment_bytes: int = 0) -> socket.socket:
+    """A socket with a local port, not connected yet; where a length is given, neither end sends longer segments."""
     connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, _TC_PRIO_BULK)
+    if segment_bytes:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment_bytes)
     connection.bind(("" if family == socket.AF_INET else "::", 0))
     return connection
+
+
+def abort(connection: socket.socket) -> None:
+    """Have close(2) forget what is queued: it is sent again on another connection, and an orphan of the kernel's would
+    go on sending it for minutes, long after the capture has ceased to leave it out."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
 
 
 def segment_of(connection: socket.socket) -> Segment:
@@ -76,6 +86,11 @@ class Ramp:
 
     def __len__(self) -> int:
         return len(self._pieces)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Of the pieces."""
+        return sum(map(len, self._pieces))
 
     def load(self, *pieces: memoryview | bytes | None) -> None:
         """Put a frame behind what is there."""

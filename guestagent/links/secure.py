@@ -47,6 +47,8 @@ class TlsError(ProtocolError, OSError):
 def _sentence(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is refused: {printable(error.verify_message)}"
+    if isinstance(error, ssl.SSLEOFError):
+        return "it ended without goodbye"
     return _SENTENCES.get(error.reason or "", f"the TLS fails ({error.reason or 'no reason given'})")
 
 

@@ -9,6 +9,7 @@
 The run goes on wherever it is: a collector's hello says what it holds of it, the rest is sent again.
 """
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from math import inf
@@ -18,6 +19,7 @@ from guestagent.endpoint import Endpoint
 from guestagent.links.channel import Channel, Phase
 from guestagent.links.collectors import ALONE, HEALTHY_PONGS, WITH_OTHERS, Patience, Rota
 from guestagent.links.owner import LinkOwner, LinkState
+from guestagent.links.pulse import Loss
 from guestagent.links.resolve import Resolver
 from guestagent.loop import READABLE, Loop
 from guestagent.tapstream.hello import CollectorHello
@@ -27,10 +29,14 @@ from guestagent.trust import cleartext_sentence, is_private
 if TYPE_CHECKING:
     from guestagent.links.secure import Credentials
 
+log = logging.getLogger("guestagent.link")
+
 NAME_SECONDS = 0.8
 """How long the answer of a name server is awaited where an older one would do, or another collector."""
 LEAVING_SECONDS = 0.5
 """What was sent to a collector that is left in peace is acknowledged meanwhile, and not sent again to the next."""
+SMALL_SEGMENT_BYTES = 1220
+"""Fits the least path of IPv6 (RFC 8200, section 5: 1,280 bytes); tried where large packets seem to vanish."""
 
 
 class Collector:
@@ -64,6 +70,8 @@ class StreamLink:
         self._allow_cleartext = allow_cleartext
         self._backoff = backoff or Backoff()
         self._rota = Rota(len(self._collectors))
+        self._loss = Loss()
+        self._segment_bytes = 0
         for collector in self._collectors:
             loop.watch(collector.resolver, READABLE, partial(self._resolved, collector))
         self.state.destinations = self._describe()
@@ -99,13 +107,15 @@ class StreamLink:
         if self._watch is not None:
             self._watch.tick(now)
         if self._channel is not None:
+            self._look_at_path(now)
             self._channel.tick(now)
             self._look(now)
         elif now >= self._due_at:
             if self._is_resolving and not self._collector.resolver.addresses:
                 self._failed(f"the name server did not answer for {self._collector.name} (resolving)")
             elif self._is_resolving:
-                self._connect(now)  # the name server is slow; the last good answer serves
+                self._fall_back("did not answer in time")
+                self._connect(now)
             else:
                 self._resolve(now)
 
@@ -125,7 +135,12 @@ class StreamLink:
     def _resolved(self, collector: Collector, _events: int) -> None:
         collector.resolver.collect()
         if self._is_resolving and collector is self._collector:
+            if collector.resolver.error and collector.resolver.addresses:
+                self._fall_back(f"says: {collector.resolver.error}")
             self._connect(self._loop.now())
+
+    def _fall_back(self, trouble: str) -> None:
+        log.warning("the name server %s; %s is taken at its last good address", trouble, self._collector.name)
 
     def _connect(self, now: float) -> None:
         self._is_resolving = False
@@ -146,7 +161,7 @@ class StreamLink:
             return None
         try:
             tls = self._tls if endpoint.is_secure else None
-            channel.open(address, now, host=endpoint.host, tls=tls, watch=watch)
+            channel.open(address, now, host=endpoint.host, tls=tls, watch=watch, segment_bytes=self._segment_bytes)
         except OSError as error:
             self.broke(channel, f"no connection to {collector.name}: {error.strerror}")
             return None
@@ -155,6 +170,7 @@ class StreamLink:
     def welcomed(self, channel: Channel, answer: CollectorHello, now: float) -> None:
         """The collector takes the run."""
         self._owner.resumed(answer)
+        self._loss.new_connection()
         self._backoff.succeeded()
         self._rota.serves(now)
         self._collector.takeovers += 1
@@ -207,6 +223,17 @@ class StreamLink:
         """Segments that the kernel sent again on this connection."""
         return None if self._channel is None else self._channel.retransmitted()
 
+    def _look_at_path(self, now: float) -> None:
+        """Say when the path begins to lose packets, and when that is over."""
+        assert self._channel is not None
+        if self._channel.phase is not Phase.STREAMING or now < self._loss.due_at:
+            return
+        self._loss.counted(self._channel.retransmitted() or 0)
+        self.state.retransmitted = self._loss.resent
+        before, self.state.trouble = self.state.trouble, self._loss.look(now, self.state.sent_bytes)
+        if self.state.trouble and not before:
+            log.warning("%s: %s", self._channel.name, self.state.trouble)
+
     def finish(self, reason: str) -> None:
         """Send a BYE behind whatever is being sent."""
         if self._channel is not None:
@@ -234,6 +261,7 @@ class StreamLink:
             return  # a better one that could not even be opened
         self._drop_watch()
         self._channel = None
+        self._segment_bytes = SMALL_SEGMENT_BYTES if channel.is_swallowed and not self._segment_bytes else 0
         if channel.phase is Phase.STREAMING:
             self.state.reconnects += 1
             self._rota.broke(self._loop.now())

@@ -50,7 +50,7 @@ class ApiError(RunError):
     @property
     def is_passing(self) -> bool:
         """Whether the same call may succeed a moment later."""
-        return self.reason in PASSING or (self.status in PASSING_STATUS and self.reason not in SENTENCES)
+        return self.reason in PASSING or self.status in PASSING_STATUS
 
     @property
     def is_gone(self) -> bool:

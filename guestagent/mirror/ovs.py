@@ -1,23 +1,27 @@
 """Open vSwitch port mirroring by OVSDB: reads, and does the steps of a plan. What it decides is in ovs_model.py."""
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from guestagent.errors import RunError
 from guestagent.mirror import ovs_model, ovs_read, ovs_write
-from guestagent.mirror.ovs_health import healths, loops, output_problems
+from guestagent.mirror.ovs_health import healths, output_problems
 from guestagent.mirror.ovs_inventory import Inventory, Mirror
 from guestagent.mirror.ovs_model import MIRROR, is_own
 from guestagent.mirror.ovs_policy import document
-from guestagent.mirror.ovs_session import COLUMNS, DATABASE, Session, Tables
+from guestagent.mirror.ovs_session import COLUMNS, DATABASE, Refused, Session, Tables
 from guestagent.mirror.plan import ADOPT, CREATE, DELETE, UPDATE, Step
 from guestagent.mirror.spec import Spec
 from guestagent.mirror.survey import Health, Survey
 
 SWITCH_SECONDS = 5.0
 """ovs-vswitchd takes over a change within milliseconds; with 10,000 ports within a second."""
+LOOK_SECONDS = 0.3
+"""Of a tunnel that was led elsewhere the switch tells the new way a few milliseconds after it has taken it over."""
+NOTHING: Mapping[str, Any] = {"select_all": False, "ingress": (), "egress": ()}
 Body = Callable[[Any, Tables], Any]
 
 
@@ -63,20 +67,28 @@ class Ovs:
     # -- doing ----------------------------------------------------------------------------------------------------
 
     def create(self, step: Step, properties: Mapping[str, Any], attempt: int) -> str:
-        """Make the mirror with its tunnel; one that the switch refuses, or that copies its copies, is taken back."""
-        written = self._session.write(self._body(replace(step, changes=properties)))
+        """Make the mirror; what the switch refuses is taken back."""
+        if not _has_tunnel(properties):
+            return self._commit(step, properties)
+        identifier = self._commit(step, {**properties, **NOTHING})
+        made = replace(step, op=UPDATE, id=identifier)
         try:
-            self._settle(written.configuration, written.result)
-        except RunError:
-            if self._refusals(written.result):
-                self._session.write(self._body(replace(step, op=DELETE, id=written.result)))
+            self._check(identifier)
+            self._commit(made, {key: properties[key] for key in NOTHING})
+        except Refused:
+            self.delete(replace(made, op=DELETE))
             raise
-        return written.result
+        return identifier
 
     def update(self, step: Step, properties: Mapping[str, Any]) -> None:
         """Set these properties."""
-        written = self._session.write(self._body(replace(step, changes=properties)))
-        self._settle(written.configuration, step.id)
+        if _has_tunnel(properties):
+            selection = self._selection(step.id) | {key: properties[key] for key in NOTHING if key in properties}
+            self._commit(step, {**properties, **NOTHING})
+            time.sleep(LOOK_SECONDS)
+            self._check(step.id)
+            properties = selection
+        self._commit(step, properties)
 
     def adopt(self, step: Step) -> None:
         """Put our marker on it, and on its tunnel."""
@@ -100,25 +112,34 @@ class Ovs:
 
     # -- what the switch makes of it ------------------------------------------------------------------------------
 
-    def _settle(self, configuration: int, identifier: str) -> None:
-        """Raises RunError where ovs-vswitchd does not take it over, or can't do it."""
-        if not self._session.settled(configuration, SWITCH_SECONDS):
+    def _commit(self, step: Step, properties: Mapping[str, Any]) -> str:
+        """The mirror's identifier. Raises RunError where ovs-vswitchd does not take it over."""
+        written = self._session.write(self._body(replace(step, changes=properties)))
+        if not self._session.settled(written.configuration, SWITCH_SECONDS):
             raise RunError(
                 f"it stands in the database, and ovs-vswitchd has not taken it over within {SWITCH_SECONDS:.0f} s: "
                 "is it running?"
             )
-        refusals = self._refusals(identifier)
-        if refusals:
-            raise RunError(refusals[0])
+        return written.result
 
-    def _refusals(self, identifier: str) -> list[str]:
-        """What makes a mirror useless or harmful; that a way is missing may still change."""
+    def _check(self, identifier: str) -> None:
+        """Raises Refused where the switch can't make the tunnel."""
         inventory = self._inventory()
-        mirror = next((one for one in inventory.mirrors if one.id == identifier), Mirror("", "", ""))
-        port = inventory.ports.get(mirror.output_port)
-        if port is None or not (port.error or loops(mirror, port, inventory)):
-            return []
-        return output_problems(mirror, inventory)
+        for mirror in inventory.mirrors:
+            port = inventory.ports.get(mirror.output_port)
+            if mirror.id == identifier and port and port.error:
+                raise Refused(f"the switch refuses {port.name}: {port.error}")
+
+    def _selection(self, identifier: str) -> dict[str, Any]:
+        """What the mirror selects now."""
+        (one,) = [one for one in self._inventory().mirrors if one.id == identifier] or [Mirror("", "", "")]
+        return {"select_all": one.select_all, "ingress": one.destinations, "egress": one.sources}
+
+
+def _has_tunnel(properties: Mapping[str, Any]) -> bool:
+    """A tunnel is made before anything is selected for it, so that a loop is seen before a packet runs in it: one that
+    sends through a bridge of which it gets a copy ends an ovs-vswitchd 3.1 with the user-space datapath."""
+    return "://" in properties.get("output", "")
 
 
 def _put(transaction: Any, tables: Tables, name: str, step: Step) -> Any:

@@ -58,13 +58,15 @@ def _departures(mirror: Mirror, own: tuple[Resource, ...], inventory: Inventory,
     if not (mirror.select_all or mirror.sources or mirror.destinations):
         said.append(f"it selects no port: those that it had are gone: {_AGAIN} once they are there")
     try:
-        (wanted,) = survey(spec, inventory).wanted
-    except (ConfigError, ValueError) as error:
-        return [*said, str(error)] if isinstance(error, ConfigError) else said
+        wishes = survey(spec, inventory).wanted
+    except ConfigError as error:
+        return [*said, str(error)]
+    if not wishes:
+        return [*said, "none of its sources can be mirrored any more"]
     have = next(one for one in own if one.id == mirror.id)
-    other = {key for key, value in wanted.properties.items() if have.properties[key] != value} - {"output", "spec"}
+    other = {key for key, value in wishes[0].properties.items() if have.properties[key] != value} - {"output", "spec"}
     for key in sorted(other & {"ingress", "egress"}):
-        lost = sorted(set(wanted.properties[key]) - set(have.properties[key]))
+        lost = sorted(set(wishes[0].properties[key]) - set(have.properties[key]))
         if lost:
             said.append(f"{key} of {listed(lost)} is not mirrored (a port that was made again is another): {_AGAIN}")
             other.discard(key)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from guestagent.endpoint import TUNNEL_FORMS
 from guestagent.errors import ConfigError
 from guestagent.mirror.ovs_inventory import (
     SPEC,
@@ -17,6 +18,7 @@ from guestagent.mirror.ovs_inventory import (
 from guestagent.mirror.ovs_sources import Selection, listed, select
 from guestagent.mirror.ovs_target import Target, interface_of, is_same_tunnel, parse_target
 from guestagent.mirror.plan import Kind, Resource
+from guestagent.mirror.providers import check
 from guestagent.mirror.spec import KEYS, Spec
 from guestagent.mirror.survey import AGENT, NATIVE, Choice, Survey
 from guestagent.trust import is_exposed
@@ -138,9 +140,11 @@ def unstored(name: str, text: str) -> Spec:
     """The spec that a mirror bears. Raises ConfigError."""
     try:
         kept = json.loads(text)
-        return Spec(name=name, **{key: KEYS[key](value, key) for key, value in kept.items()})
-    except (ValueError, KeyError, AttributeError) as error:
+        spec = Spec(name=name, **{key: KEYS[key](value, key) for key, value in kept.items() if key in _STORED})
+        check("ovs", spec)
+    except (ValueError, AttributeError, ConfigError) as error:
         raise ConfigError(f"what it bears in external_ids:{SPEC} is unreadable: run create again") from error
+    return spec
 
 
 # -- the choice --------------------------------------------------------------------------------------------------------
@@ -188,7 +192,8 @@ def _check_target(spec: Spec, target: Target, bridge: str, inventory: Inventory)
         kind = target.tunnel.scheme
         offered = inventory.interface_types
         if offered and kind not in offered:
-            raise ConfigError(f"target: {spec.target}: this switch has no {kind} tunnels: it has {listed(offered)}")
+            usable = listed(sorted(offered & TUNNEL_FORMS.keys()))
+            raise ConfigError(f"target: {spec.target}: this switch has no {kind} tunnels: it has {usable}")
         made = interface_of(target.tunnel)
         for port in inventory.ports.values():
             if owner_of(port.external_ids) != spec.name and is_same_tunnel(made, (port.type, port.options)):

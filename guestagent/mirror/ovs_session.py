@@ -37,6 +37,10 @@ Tables = Mapping[str, Any]
 """Rows of ovs.db.idl by table, as they are now."""
 
 
+class Refused(RunError):
+    """The switch can't do it, or would harm itself by it."""
+
+
 class Written(NamedTuple):
     """A transaction that was done."""
 

@@ -9,13 +9,14 @@ from typing import Any
 
 from guestagent.errors import RunError
 from guestagent.mirror.ovs_inventory import SPEC, TARGET, markers, owner_of
-from guestagent.mirror.ovs_session import Tables
+from guestagent.mirror.ovs_session import Refused, Tables
 from guestagent.mirror.ovs_target import interface_of, parse_target
 from guestagent.mirror.spec import Spec
 
 PREFIX = "ga-"
 MOST_NAME_CHARACTERS = 15
 """Of an interface (IFNAMSIZ less the end)."""
+_EMPTY: Mapping[str, Any] = {"output_port": [], "select_all": False, "select_src_port": [], "select_dst_port": []}
 
 
 def put(transaction: Any, tables: Tables, name: str, identifier: str, changes: Mapping[str, Any]) -> Any:
@@ -24,7 +25,9 @@ def put(transaction: Any, tables: Tables, name: str, identifier: str, changes: M
     if mirror is None and identifier:
         raise RunError("somebody removed it meanwhile: run again")
     if mirror is None:
-        mirror = _new(transaction, tables, "Mirror", external_ids=markers(name), output_port=[])
+        mirror = _new(transaction, tables, "Mirror", external_ids=markers(name), **_EMPTY)
+    else:
+        _insist(mirror, name)
     for key, value in changes.items():
         if key in _COLUMNS:
             _COLUMNS[key](mirror, value, tables)
@@ -37,7 +40,20 @@ def put(transaction: Any, tables: Tables, name: str, identifier: str, changes: M
         _sweep(tables, name, mirror, tunnel)
     if tunnel is not None:
         _move(tables, "ports", tunnel, bridge)
+        _refuse_loop(mirror, tunnel, bridge)
     return mirror
+
+
+def _refuse_loop(mirror: Any, tunnel: Any, bridge: Any) -> None:
+    """Raises Refused where the mirror would select what its own tunnel sends, as far as the switch has told its way."""
+    ways = {one.status.get("tunnel_egress_iface") for one in tunnel.interfaces}
+    crossed = [port for port in bridge.ports if port.name in ways]
+    selected = {*mirror.select_src_port, *mirror.select_dst_port}
+    if crossed and (mirror.select_all or selected.intersection(crossed)):
+        raise Refused(
+            f"the tunnel leaves through {crossed[0].name}, which would be mirrored, so that each copy is copied again: "
+            "name the ports of the VMs"
+        )
 
 
 def take_over(tables: Tables, name: str, identifier: str) -> Any:
@@ -57,8 +73,7 @@ def remove(tables: Tables, name: str, identifier: str) -> None:
     mirror = _by_id(tables, "Mirror", identifier)
     if mirror is None:
         return
-    if owner_of(mirror.external_ids) != name:
-        raise RunError("it is not ours any more: run again")
+    _insist(mirror, name)
     tunnel = _tunnel_of(mirror, name)
     holder = _holder(tables, "mirrors", mirror)
     if holder is not None:
@@ -72,6 +87,13 @@ def remove_tunnel(tables: Tables, name: str, identifier: str) -> None:
     port = _by_id(tables, "Port", identifier)
     if port is not None and owner_of(port.external_ids) == name and not _users(tables, port, None):
         _drop(tables, port, None)
+
+
+def _insist(mirror: Any, name: str) -> None:
+    """Only while it is ours, also when the server comes to do it. Raises RunError."""
+    if owner_of(mirror.external_ids) != name:
+        raise RunError("somebody took our mark off it meanwhile: run again")
+    _hold(mirror)
 
 
 # -- columns -----------------------------------------------------------------------------------------------------------
@@ -107,6 +129,12 @@ _COLUMNS: Mapping[str, Callable[[Any, Any, Tables], None]] = {
 """How each property of the resource is set, but for the bridge and the output."""
 
 
+def _hold(row: Any) -> None:
+    """The transaction is composed again where somebody else marks the row meanwhile."""
+    row.verify("external_ids")
+    row.external_ids = row.external_ids  # ovs.db.idl verifies only rows that are written
+
+
 def _mark(row: Any, words: Mapping[str, str]) -> None:
     row.external_ids = {**row.external_ids, **words}
 
@@ -124,7 +152,7 @@ def _output(transaction: Any, tables: Tables, mirror: Any, name: str, text: str)
     port = _tunnel_of(mirror, name)
     if port is None:
         free = _free_name(tables, name)
-        interface = _new(transaction, tables, "Interface", name=free, options={})
+        interface = _new(transaction, tables, "Interface", name=free, options={}, status={})
         port = _new(transaction, tables, "Port", name=free, interfaces=[interface], external_ids={})
     (interface, *_) = port.interfaces
     interface.type, interface.options = interface_of(target.tunnel)
@@ -162,6 +190,7 @@ def _sweep(tables: Tables, name: str, mirror: Any, kept: Any) -> None:
 def _drop(tables: Tables, port: Any, mirror: Any) -> None:
     for one in _users(tables, port, mirror):
         raise RunError(f"the mirror {one.name} outputs to its tunnel {port.name}, too: it stays until that one is gone")
+    _hold(port)
     holder = _holder(tables, "ports", port)
     if holder is not None:
         holder.delvalue("ports", port)

@@ -73,6 +73,7 @@ AGENT_ROWS = (
     Row("guestagent_link_connected", "1 while a collector takes the copies.", _key("link", "connected")),
     Row("guestagent_link_reconnects_total", "Connections that broke.", _key("link", "reconnects")),
     Row("guestagent_link_sent_bytes_total", "Bytes that left for collectors.", _key("link", "sent_bytes")),
+    Row("guestagent_link_retransmitted_segments_total", "Segments sent again.", _key("link", "retransmitted")),
     Row(
         "guestagent_collector_complains",
         "1 while the collector remarks something.",

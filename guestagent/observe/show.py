@@ -25,9 +25,11 @@ def show_status(*, as_json: bool) -> int:
 def _agent_lines(snapshot: dict[str, Any]) -> Iterator[str]:
     link = snapshot["link"] or {"text": "no link"}
     yield f"agent {snapshot['agent_id']}, {snapshot['engine']} engine: {snapshot['engine_reason']}"
-    yield f"link: {link['text']}"
+    trouble = link.get("trouble")
+    yield f"link: {link['text']}{f'; {trouble}' if trouble else ''}"
     for name, ledger in snapshot["interfaces"].items():
-        yield f"{name}: {ledger_sentence(ledger)}"
+        is_up = snapshot.get("interfaces_up", {}).get(name, True)
+        yield f"{name}: {'' if is_up else 'down, '}{ledger_sentence(ledger)}"
     yield f"limits: {limits_sentence(snapshot['limits'])}"
     yield f"ring: {snapshot['ring_bytes'] >> 20} MB, {snapshot['ring_held_fraction']:.0%} waits for the collector"
     yield f"cpu: {snapshot['cpu_seconds']} s since the start"

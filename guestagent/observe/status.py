@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from guestagent.errors import RunError
+from guestagent.loop import OUT_OF_FILES
 
 ASK_SECONDS = 2.0
 PATIENCE_SECONDS = 0.1
@@ -36,6 +37,7 @@ class StatusSocket:
         try:
             self.path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
             # Under its name only once it answers: whoever is refused takes the file for one that was left behind.
+            _sweep(self.path.parent)
             fresh = self.path.with_name(f"{self.path.name}.new")
             fresh.unlink(missing_ok=True)
             self._socket.bind(str(fresh))
@@ -51,21 +53,39 @@ class StatusSocket:
         return self._socket.fileno()
 
     def answer(self, _events: int) -> None:
-        """Serve one asker. What the socket takes at once costs nothing; for more the asker has PATIENCE_SECONDS."""
-        with contextlib.suppress(OSError):
+        """Serve one asker. What the socket takes at once costs nothing; for more the asker has PATIENCE_SECONDS.
+
+        Raises OSError where no descriptor is left for it.
+        """
+        try:
             asker, _ = self._socket.accept()
-            with asker:
-                data = json.dumps(self._snapshot()).encode()
-                asker.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, len(data) + 4096)
-                asker.setblocking(False)
-                rest = data[asker.send(data) :]
-                asker.settimeout(PATIENCE_SECONDS)
-                asker.sendall(rest)
+        except OSError as error:
+            if error.errno in OUT_OF_FILES:
+                raise
+            return
+        with contextlib.suppress(OSError), asker:
+            data = json.dumps(self._snapshot()).encode()
+            asker.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, len(data) + 4096)
+            asker.setblocking(False)
+            rest = data[asker.send(data) :]
+            asker.settimeout(PATIENCE_SECONDS)
+            asker.sendall(rest)
 
     def close(self) -> None:
         """Remove the socket."""
         self._socket.close()
         self.path.unlink(missing_ok=True)
+
+
+def _sweep(where: Path) -> None:
+    """Remove the sockets that killed processes left; one that does not answer is somebody's."""
+    for path in where.glob("*.sock"):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asker:
+            asker.setblocking(False)
+            try:
+                asker.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()
 
 
 def ask(path: Path) -> dict[str, Any] | None:

@@ -188,7 +188,7 @@ def test_reload_changes_the_slice_and_refuses_nonsense(boot: Boot) -> None:
     cut = ("-Y", f"udp.dstport == {UDP_PORT} && frame.cap_len == 42 && !icmp", "-T", "fields", "-e", "frame.len")
     wait_for(lambda: len(tshark(boot, *cut)) == 10, "ten datagrams cut to their headers")
 
-    boot.configure(f"{original}slise = 3\n")
+    boot.configure(f"slise = 3\n{original}")
     boot.vm.run("systemctl reload guestagent", check=False)
     wait_for(lambda: "the old one stays in force" in boot.journal(), "the refusal in the journal")
     wait_for_state(boot, "active")
@@ -202,18 +202,20 @@ def test_reload_changes_the_slice_and_refuses_nonsense(boot: Boot) -> None:
 def test_a_broken_config_fails_once_with_a_sentence(boot: Boot) -> None:
     """The unit ends with code 2, `systemctl status` shows the sentence, no capture is left, and it does not loop."""
     original = boot.vm.run(f"cat {CONFIG}").out
-    boot.configure(f"{original}slise = 3\n")
+    boot.configure(f"slise = 3\n{original}")
     boot.vm.run("systemctl restart guestagent", check=False)
     wait_for_state(boot, "failed")
     time.sleep(3.0)  # longer than RestartSec
     status = boot.vm.run("systemctl status --no-pager -l guestagent", check=False).out
     facts = facts_of(boot, "NRestarts", "ExecMainStatus", "ActiveState")
 
-    assert "slise is no key" in status
-    assert {"NRestarts": "0", "ExecMainStatus": "2", "ActiveState": "failed"} == facts
-    assert not packet_sockets(boot)
+    sockets = packet_sockets(boot)
     boot.configure(original)
     boot.vm.run("systemctl start guestagent")
+
+    assert "slise is no key" in status
+    assert {"NRestarts": "0", "ExecMainStatus": "2", "ActiveState": "failed"} == facts
+    assert not sockets
     boot.wait_until_connected()
     all_arrive(boot, 30_000, 100)
 

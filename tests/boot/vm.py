@@ -24,7 +24,14 @@ _ASK_SECONDS = 20.0
 """The qemu guest agent answers in milliseconds, unless two emulated processors are busy."""
 _NETWORK = {
     "version": 2,
-    "ethernets": {"nic": {"match": {"macaddress": MAC}, "set-name": "eth0", "addresses": [f"{VM_ADDRESS}/24"]}},
+    "ethernets": {
+        "nic": {
+            "match": {"macaddress": MAC},
+            "set-name": "eth0",
+            "addresses": [f"{VM_ADDRESS}/24"],
+            "gateway4": HOST_ADDRESS,
+        }
+    },
 }
 
 

@@ -59,7 +59,7 @@ def test_a_wrong_word_gets_one_sentence(pair: tuple[Host, Host], tmp_path: Path,
     """A wrong flag, name or path: exit 2 and one sentence that names it and says what to do."""
     arguments, code, words = WRONG[case]
     (tmp_path / "foreign.pcapng").write_bytes(b"not ours at all, and not empty")
-    done = pair[0].run([sys.executable, "-m", "guestagent", *arguments], check=False, timeout=10, cwd=tmp_path)
+    done = pair[0].run([sys.executable, "-m", "guestagent", *arguments], check=False, cwd=tmp_path)
     _assert_one_sentence(done, code, words)
     assert (tmp_path / "foreign.pcapng").read_bytes() == b"not ours at all, and not empty"
 
@@ -83,7 +83,6 @@ def test_without_privilege_one_sentence_names_the_capability(pair: tuple[Host, H
     done = pair[0].run(
         [*drop, sys.executable, "-m", "guestagent", verb, "-i", "eth0", "--to", "tcp://10.9.0.1"],
         check=False,
-        timeout=10,
         cwd="/",
     )
     assert done.returncode == 3, done.stderr + done.stdout
@@ -95,7 +94,7 @@ def test_a_taken_port_is_named(rig: Rig, pair: tuple[Host, Host]) -> None:
     """A second collector on the same port: exit 2, the port and the reason."""
     collector = rig.collect(pair[1])
     second = ["collect", "--listen", "tcp://10.9.0.1:4795", "--write", str(rig.directory / "other")]
-    done = pair[1].run([sys.executable, "-m", "guestagent", *second], check=False, timeout=10)
+    done = pair[1].run([sys.executable, "-m", "guestagent", *second], check=False)
     collector.stop()
     _assert_one_sentence(done, 2, ["4795", "in use"])
 
@@ -104,7 +103,7 @@ def test_two_collectors_do_not_share_a_directory(rig: Rig, pair: tuple[Host, Hos
     """A second collector for the same directory is refused before it harms the first one's files."""
     collector = rig.collect(pair[1])
     second = ["collect", "--listen", "tcp://10.9.0.1:4796", "--write", str(rig.captures)]
-    done = pair[1].run([sys.executable, "-m", "guestagent", *second], check=False, timeout=10)
+    done = pair[1].run([sys.executable, "-m", "guestagent", *second], check=False)
     collector.stop()
     _assert_one_sentence(done, 2, ["another collector writes"])
 
@@ -238,7 +237,7 @@ def test_a_route_through_a_tunnel_is_refused(pair: tuple[Host, Host], lab: Lab) 
     vm.run(["ip", "address", "add", "10.7.0.2/24", "dev", "vx0"])
     vm.run(["ip", "link", "set", "vx0", "up"])
     command = [sys.executable, "-m", "guestagent", "run", "-i", "eth0", "--to", "tcp://10.7.0.1"]
-    _assert_one_sentence(vm.run(command, check=False, timeout=10), 2, ["vx0", "eth0", "tunnel"])
+    _assert_one_sentence(vm.run(command, check=False), 2, ["vx0", "eth0", "tunnel"])
 
 
 @pytest.mark.root

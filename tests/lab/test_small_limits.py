@@ -56,7 +56,7 @@ def limited(host: Host, limits: list[str], arguments: list[str], where: Path) ->
     """Run a verb to its end under limits of prlimit(1)."""
     environment = {**os.environ, "RUNTIME_DIRECTORY": str(where / "run")}
     command = ["prlimit", *limits, *GUESTAGENT, *arguments]
-    return host.run(command, check=False, timeout=10, cwd=where, env=environment)
+    return host.run(command, check=False, cwd=where, env=environment)
 
 
 @pytest.mark.parametrize("limit", REFUSED)

@@ -1,16 +1,20 @@
 """A fake EC2 account and a fake project of GCP, and the command pointed at them as a user's environment would."""
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import botocore.loaders
 import pytest
 
 from guestagent.cli import main
 from guestagent.mirror import aws, gcp
 from tests.mirror import gcp_fake
 from tests.mirror.ec2_fake import Fake, fake_account
+
+one_loader = functools.cache(botocore.loaders.create_loader)
 
 
 @pytest.fixture
@@ -29,6 +33,8 @@ def ec2(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
         for name, value in settings.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(aws, "PATIENCE_SECONDS", 1.0)
+        # Each session reads EC2's model of 6 MB again, and each command has one of its own.
+        monkeypatch.setattr("botocore.session.create_loader", one_loader)
         yield fake
 
 
@@ -128,3 +134,14 @@ def mirror_gcp(capsys: pytest.CaptureFixture[str]) -> Any:
 def mirror_gcp_json(mirror_gcp: Any) -> Any:
     """The same with --json."""
     return with_json(mirror_gcp)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def models_are_read_once() -> Iterator[None]:
+    """Each client of boto3 parses EC2's model again, a quarter of a second that these tests pay a hundred times."""
+    from botocore.loaders import JSONFileLoader
+
+    read = functools.cache(JSONFileLoader().load_file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JSONFileLoader, "load_file", lambda _, path: read(path))
+        yield

@@ -27,6 +27,13 @@ COLLECTOR = f"{BASE}/forwardingRules/sensors"
 NAME = re.compile(r"[a-z](?:[-a-z0-9]{0,61}[a-z0-9])?")
 MOST = {"instances": 50, "subnetworks": 5, "tags": 5}
 MOST_OF_PAGE = 500
+USED = {
+    "compute.forwardingRules.use": "forwardingRules/sensors",
+    "compute.instances.get": "instances/any",
+    "compute.networks.mirror": "networks/prod",
+    "compute.subnetworks.mirror": "subnetworks/any",
+}
+"""Permissions on what a new or changed policy names, and an example of each."""
 PROTOCOLS = {"tcp", "udp", "icmp", "esp", "ah", "ipip", "sctp"}
 
 
@@ -256,6 +263,8 @@ class Fake:
         if found.permission in self.denied:
             place = f"projects/{PROJECT}"
             raise Refusal(403, "forbidden", f"Required '{found.permission}' permission for '{place}'")
+        for permission in sorted(self.denied.intersection(USED if found.handler in ("insert", "patch") else ())):
+            raise Refusal(403, "forbidden", f"Required '{permission}' permission for '{USED[permission]}'")
         answer: Body = getattr(self, f"do_{found.handler}")(request)
         if found.handler in ("insert", "patch", "delete"):
             self.after_write()

@@ -134,7 +134,21 @@ def test_subnetworks_and_network_tags_stay_selectors(web: Fake, mirror_gcp_json:
     assert any("later selects no VM now" in text for text in made["warnings"])
     assert mirror_gcp_json("create", *words, "--tag", "role=web")[0] == 0
     (policy,) = web.policies.values()
-    assert (named(policy), policy["mirroredResources"].get("tags")) == (["web-1", "web-2"], None)
+    assert (named(policy), named(policy, "subnetworks")) == (["web-1", "web-2"], [])
+    assert "tags" not in policy["mirroredResources"]
+
+
+def test_what_cannot_be_mirrored_is_left_out(web: Fake, mirror_gcp_json: Run, mirror_gcp: Run) -> None:
+    """A VM without an interface in the network is the agent's, and the others are mirrored; alone it is exit 1."""
+    web.add_vm("web-3", labels={"role": "web"}, network="lab")
+
+    code, made, _ = mirror_gcp_json("create", *WEB)
+
+    assert code == 0
+    assert named(web.policies["ga-web"]) == ["web-1", "web-2"]
+    assert {one["machine"]: one["way"] for one in made["machines"]}["europe-west3-a/web-3"] == "agent"
+    alone = mirror_gcp("create", "--name", "lab", "--source", "tag:role=lab", "--target", "sensors")
+    assert (alone[0], "run the agent there" in alone[2]) == (1, True)
 
 
 def test_more_than_fifty_take_several_policies(web: Fake, mirror_gcp_json: Run) -> None:
@@ -334,7 +348,7 @@ def test_an_operation_that_fails_is_a_sentence(
             ("plan", *WEB[:-1], "projects/acme/regions/us-central1/forwardingRules/x", "--region", "europe-west3"),
             "stays",
         ),
-        (("plan", *WEB, "--user-data", "ud.yaml"), "no collector: --user-data"),
+        (("plan", *WEB, "--user-data", "ud.yaml"), "--user-data needs --family"),
         (("plan", *WEB, "--adopt", "nothing"), "no such object"),
         (("status",), "no name"),
     ],
@@ -464,12 +478,12 @@ def test_each_machine_has_its_way_and_reason(web: Fake, mirror_gcp_json: Run, tm
     web.add_policy("theirs", instances=["projects/acme/zones/europe-west3-a/instances/ops-1"])
     web.add_policy("off", tags=["http"], enable="FALSE")
     web.add_policy("later", subnetworks=[f"{BASE}/subnetworks/db"], priority=2000)
-    file = tmp_path / "user-data"
-    sources = ("--source", "subnet:web,subnet:db,subnet:ops")
+    file, key = tmp_path / "user-data", tmp_path / "key"
+    key.write_text("-----BEGIN PGP PUBLIC KEY BLOCK-----\n")
+    rendering = ("--family", "apt", "--repository", "https://packages.example", "--repository-key", str(key))
+    words = ("plan", "--source", "subnet:web,subnet:db,subnet:ops", "--target", "sensors", *rendering)
 
-    code, plan, _ = mirror_gcp_json(
-        "plan", *sources, "--target", "sensors", "--user-data", str(file), "--collector", "tcp://10.0.0.9"
-    )
+    code, plan, _ = mirror_gcp_json(*words, "--user-data", str(file), "--collector", "tcp://10.0.0.9")
 
     assert (code, plan["steps"]) == (0, [])
     found = {one["machine"].partition("/")[2]: one for one in plan["machines"]}
@@ -485,7 +499,7 @@ def test_each_machine_has_its_way_and_reason(web: Fake, mirror_gcp_json: Run, tm
     for name, word in (("lab-1", "no interface in prod"), ("ops-1", "theirs mirrors it"), ("iron-1", "last word")):
         assert word in found[name]["reason"]
     assert any("Network Security Integration" in text for text in plan["warnings"])
-    assert yaml.safe_load(file.read_text())["write_files"][0]["content"] == 'to = "tcp://10.0.0.9"\n'
+    assert yaml.safe_load(file.read_text())["write_files"][-1]["content"] == 'to = ["tcp://10.0.0.9"]\n'
 
 
 def test_a_quota_that_is_short_is_told_before(web: Fake, mirror_gcp_json: Run) -> None:

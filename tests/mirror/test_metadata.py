@@ -96,6 +96,7 @@ def test_botocore_reads_the_same_server(vm: Host) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.alone  # the first hello waits 0.3 s for the answer
 @pytest.mark.parametrize("is_on", [True, False])
 def test_the_hello_names_the_cloud(vm: Host, tmp_path: Any, is_on: bool) -> None:
     """A run in a cloud says so in its captures; with `metadata = false` nobody asks."""

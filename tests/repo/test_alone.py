@@ -29,7 +29,7 @@ def test_shared(number): stay("shared")
 @pytest.mark.parametrize("processes", ["0", "3"])
 def test_nothing_runs_beside_a_test_that_is_alone(tmp_path: Path, processes: str) -> None:
     """In several processes, the others run side by side and those marked come last, one after the other."""
-    said = run(tmp_path, {"planted": PLANTED}, "", "-n", processes, "--maxschedchunk", "1")
+    said = run(tmp_path, {"planted": PLANTED}, "", "-n", processes, "--dist", "loadgroup")
     assert outcomes(said) == {"passed": 9}
     stays = sorted(map(json.loads, (tmp_path / "stays").read_text().splitlines()), key=lambda stay: stay[1])
     beside = [{one[0], other[0]} for one, other in combinations(stays, 2) if other[1] < one[2]]

@@ -52,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "answer": WORDS | {"endpoint", "tapstream", "trust", "links"},
     "desk": WORDS | {"capture", "governor", "identity", "tapstream"},
     "follow": WORDS | {"capture", "desk"},
+    "neighbours": WORDS | {"desk", "loop"},
     "steering": WORDS | {"capture", "config", "desk", "governor", "links"},
     "way": WORDS | {"collector", "config", "desk", "links", "loop"},
     "reload": WORDS | {"capture", "config", "desk", "start", "steering"},

@@ -7,7 +7,7 @@ import pytest
 
 from guestagent.backstops import NEEDED_BYTES, warnings
 from guestagent.governor.limits import OWN_CORES
-from guestagent.start import NICENESS
+from guestagent.standback import NICENESS
 from tests.repo.source import ROOT
 
 

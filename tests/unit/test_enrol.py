@@ -230,6 +230,7 @@ def test_tokens_are_kept_as_hashes(authority: Path, capsys: pytest.CaptureFixtur
     assert len(token) == 2 * tokens.TOKEN_BYTES
     assert tokens.find(authority, token, NAME, time.time())
     for path in authority.rglob("*"):
+        assert token not in path.name
         assert path.is_dir() or token.encode() not in path.read_bytes()
     for words in (["--minutes", "0"], ["--uses", "0"], ["--dir", "/nowhere"]):
         assert main(["pki", "token", "web-*", "--dir", str(authority), *words]) == 2

@@ -44,7 +44,14 @@ def agent(**changes: Any) -> dict[str, Any]:
         "not_selected_estimate": 11,
         "interfaces": {"eth0": LEDGER.as_dict()},
         "interfaces_up": {"eth0": True, "eth1": False},
-        "link": {"connected": True, "text": "", "reconnects": 2, "sent_bytes": 4096, "destinations": []},
+        "link": {
+            "connected": True,
+            "text": "",
+            "reconnects": 2,
+            "sent_bytes": 4096,
+            "retransmitted": 3,
+            "destinations": [],
+        },
         "collector_note": "",
         "budgets": {"cpu_percent": 5.0, "bytes_per_second": None, "packets_per_second": None, "yield": True},
         "limits": {
@@ -141,9 +148,8 @@ def test_limits_reasons_link_and_build_are_told() -> None:
     assert {"pressure"} == {
         dict(key[1])["cause"] for key in value if key[0] == "guestagent_fidelity_reduced" and value[key]
     }
-    assert (1, 2, 4096) == tuple(
-        value[f"guestagent_link_{name}", ()] for name in ("connected", "reconnects_total", "sent_bytes_total")
-    )
+    names = ("connected", "reconnects_total", "sent_bytes_total", "retransmitted_segments_total")
+    assert (1, 2, 4096, 3) == tuple(value[f"guestagent_link_{name}", ()] for name in names)
     assert (0.5, 1, 1e6) == tuple(
         value[f"guestagent_limit_{name}", ()] for name in ("flows_ratio", "headers_only", "bytes_per_second")
     )

@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from guestagent.errors import ConfigError, RunError
 from guestagent.model import InterfaceLedger
 from guestagent.observe import logs, reports, status
+from guestagent.observe.clock import LEAST_STEP_NS, ClockWatch
 from guestagent.observe.show import show_status
 from guestagent.observe.status import StatusSocket, ask, everything
 from guestagent.observe.words import RateLine, ledger_sentence, scaled
 
 log = logging.getLogger("guestagent.test")
+SECOND_NS = 1_000_000_000
 
 
 @pytest.fixture
@@ -121,6 +123,21 @@ def test_an_asker_that_does_not_read_costs_no_time(runtime: Path) -> None:
         asker.close()
     one.answer(0)
     one.close()
+
+
+def test_a_start_removes_what_killed_processes_left(runtime: Path) -> None:
+    """Sockets that nobody listens on are gone after the next start, those of living processes stay."""
+    runtime.mkdir(parents=True, exist_ok=True)
+    dead = socket.socket(socket.AF_UNIX)
+    dead.bind(str(runtime / "agent-1.sock"))
+    dead.close()
+    with socket.socket(socket.AF_UNIX) as alive:
+        alive.bind(str(runtime / "collector-2.sock"))
+        alive.listen()
+        one = StatusSocket("agent", dict)
+
+        assert {one.path.name, "collector-2.sock"} == {path.name for path in runtime.iterdir()}
+        one.close()
 
 
 def test_a_dead_socket_is_removed(runtime: Path) -> None:
@@ -322,3 +339,15 @@ def test_rates_are_those_since_the_last_look() -> None:
     text = line.line(12.0, InterfaceLedger(captured=2000, delivered_bytes=250_000, dropped_by_ring=7), 0.5, "link")
     assert text.startswith("1.00 kpackets/s  1.00 Mbit/s  lost 7  ring 50%  cpu ")
     assert line.line(12.0, InterfaceLedger(captured=2000), 0.5, "link").startswith("0 packets/s")
+
+
+def test_a_clock_that_is_set_is_told_with_its_step() -> None:
+    """A step either way is told once; time that passes, and slewing, are not."""
+    watch = ClockWatch()
+    looks = [(10, 5), (11, 6), (86_411, 7), (86_412, 8), (12, 9)]
+    told = [watch.look(real * SECOND_NS, since * SECOND_NS) for real, since in looks]
+
+    assert [bool(text) for text in told] == [False, False, True, False, True]
+    assert "+86399.0 s" in told[2]
+    assert "-86401.0 s" in told[4]
+    assert not watch.look(13 * SECOND_NS + LEAST_STEP_NS - 1, 10 * SECOND_NS)

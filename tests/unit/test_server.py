@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from guestagent.collector import dialogue, server
-from guestagent.collector.server import GREETING_SECONDS, SILENCE_SECONDS, Server
+from guestagent.collector.connection import LATE_SECONDS, SILENCE_SECONDS
+from guestagent.collector.server import GREETING_SECONDS, Server
 from guestagent.errors import ConfigError
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import PREFACE, Kind
@@ -236,12 +237,45 @@ def test_a_stranger_without_a_hello_is_gone_in_time(rig: Rig, data: bytes) -> No
     healthy(rig)
 
 
-def test_a_silent_agent_is_gone_and_may_come_back(rig: Rig) -> None:
-    """An agent that says nothing for ten seconds is closed; its run goes on when it returns."""
+def test_strangers_give_way_to_agents(rig: Rig) -> None:
+    """Where there is no room, who has been there longest without a hello goes, also one that pings; agents stay."""
+    rig.server._most_connections = 3
+    agent = rig.peer(greeting())
+    agent.wait_for(Kind.HELLO)
+    oldest = rig.peer(PREFACE + frames.encode(Kind.PING))
+    oldest.wait_for(Kind.PONG)
+    younger = rig.peer(PREFACE)
+    rig.until(lambda: 3 == len(rig.server.connections))
+    healthy(rig)
+    oldest.wait_for_end()
+
+    assert 1 == rig.server.refused
+    agent.say(packets_frame(1, [packet(1)]))
+    agent.wait_for(Kind.ACK, 1)
+    younger.say(frames.encode(Kind.PING))
+    younger.wait_for(Kind.PONG)
+
+
+def test_where_all_are_agents_one_more_is_refused(rig: Rig) -> None:
+    """Nobody who streams gives way to a newcomer."""
+    rig.server._most_connections = 1
+    agent = rig.peer(greeting())
+    agent.wait_for(Kind.HELLO)
+    rig.peer(greeting(agent_hello(OTHER_RUN, agent_id="vm-2"))).wait_for_end()
+    agent.say(packets_frame(1, [packet(1)]))
+    agent.wait_for(Kind.ACK, 1)
+
+    assert 1 == rig.server.refused
+
+
+def test_a_silent_agent_is_late_then_gone_and_may_come_back(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """An agent that says nothing for three seconds is told of once, after ten it is closed; its run goes on later."""
     peer = rig.peer(greeting() + packets_frame(1, [packet(1)]))
     peer.wait_for(Kind.ACK, 1)
     heard = next(iter(rig.server.connections.values())).heard_at
-    rig.server.tick(heard + SILENCE_SECONDS - 0.1)
+    for after in (LATE_SECONDS - 0.1, LATE_SECONDS + 0.1, SILENCE_SECONDS - 0.1):
+        rig.server.tick(heard + after)
+    assert caplog.text.count("has been silent for 3 s") == 1
     assert 1 == len(rig.server.connections)
     rig.server.tick(heard + SILENCE_SECONDS + 0.1)
     assert {} == rig.server.connections

@@ -16,11 +16,11 @@ from guestagent.collector.embedded import EmbeddedCollector
 from guestagent.endpoint import Endpoint
 from guestagent.errors import RunError
 from guestagent.links import channel, resolve
-from guestagent.links.channel import PING_SECONDS
 from guestagent.links.collectors import SILENCE_SECONDS
 from guestagent.links.local import MOST_FRAMES_PER_TURN, LocalLink
+from guestagent.links.pulse import PING_SECONDS
 from guestagent.links.resolve import Resolver, is_numeric
-from guestagent.links.stream import StreamLink
+from guestagent.links.stream import SMALL_SEGMENT_BYTES, StreamLink
 from guestagent.loop import READABLE, Loop
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import PREFACE, Deframer, Kind
@@ -264,8 +264,8 @@ def test_a_silent_collector_is_pinged_then_left(bench: Bench) -> None:
         bench.until(lambda: bench._heard(Kind.PING))
         bench.collector.heard.clear()
         bench.collector.say(frames.encode(Kind.PONG))
-        heard_at = bench.link._channel._heard_at
-        bench.until(lambda heard_at=heard_at: bench.link._channel._heard_at > heard_at)
+        heard_at = bench.link._channel._pulse._heard_at
+        bench.until(lambda heard_at=heard_at: bench.link._channel._pulse._heard_at > heard_at)
     assert bench.link.state.connected
     for _ in range(3):
         assert bench.link.state.connected
@@ -273,6 +273,54 @@ def test_a_silent_collector_is_pinged_then_left(bench: Bench) -> None:
         bench.turn()
     assert not bench.link.state.connected
     assert f"has been silent for {SILENCE_SECONDS:.0f} s" in bench.link.state.text
+
+
+def test_a_connection_that_broke_leaves_no_orphan() -> None:
+    """What was queued for a collector that fell silent is forgotten at once: the kernel does not go on sending it."""
+    bench = Bench(receive_bytes=4096)
+    try:
+        bench.connect()
+        bench.owner.queue([bytes(900_000)])
+        for _ in range(10):
+            bench.turn()
+        (exclusion,) = bench.owner.exclusions
+        for _ in range(4):
+            bench.loop.skew += PING_SECONDS
+            bench.turn()
+        assert not bench.link.state.connected
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        assert not [row for row in rows if int(row[1].partition(":")[2], 16) == exclusion.local_port]
+    finally:
+        bench.close()
+
+
+def test_a_path_that_swallows_large_packets_gets_small_ones(bench: Bench) -> None:
+    """After a connection that large packets did not get through, the next has short segments, and the one after a
+    break of another kind has long ones again."""
+    longest = []
+    for swallowed in (True, False, False):
+        bench.connect()
+        longest.append(bench.collector.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG))
+        bench.link._channel.is_swallowed = swallowed
+        bench.collector.close_connection()
+        bench.until(lambda: not bench.link.state.connected)
+
+    assert longest[1] <= SMALL_SEGMENT_BYTES < min(longest[0], longest[2])
+
+
+def test_a_name_server_that_fails_is_told_of(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """Where an older answer serves instead of the name server's, the log says so, and the link comes up."""
+    resolver = bench.link._collectors[0].resolver
+    addresses = resolver.addresses
+    with (
+        mock.patch.object(resolve, "is_numeric", return_value=False),
+        mock.patch.object(resolve, "_look_up", side_effect=OSError(0, "it is broken")),
+    ):
+        bench.connect()
+
+    assert addresses == resolver.addresses
+    assert "it is broken" in caplog.text
+    assert "last good address" in caplog.text
 
 
 def test_silence_costs_no_turns(bench: Bench) -> None:

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -18,8 +19,12 @@ from guestagent.endpoint import Endpoint
 from guestagent.errors import ConfigError
 from guestagent.links.ramp import Ramp
 from guestagent.links.secure import MOST_WRITE_BYTES, Credentials, SecureSocket, TlsError
+from guestagent.links.stream import StreamLink
+from guestagent.tapstream.session import Backoff
 from guestagent.trust import is_exposed, is_private
+from tests.fakes import FakeOwner
 from tests.repo.test_import_budget import loaded_by
+from tests.unit.test_stream_link import SkewedLoop
 
 
 @pytest.fixture(scope="module")
@@ -243,3 +248,44 @@ def test_the_ca_is_made_once(keys: Path, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=sentence):
             pki.make(what, name, (), str(folder))
     assert (keys / "ca.crt").read_bytes() == before
+
+
+def test_a_peer_that_dies_is_said_to_be_gone(ends: tuple[SecureSocket, SecureSocket]) -> None:
+    """An end without TLS's own goodbye, as by kill -9, has its sentence where a write meets it."""
+    agent, collector = ends
+    for one in (agent, collector, agent, collector):
+        with suppress(BlockingIOError):
+            one.send(b"x")
+    plain = socket.socket(fileno=collector.detach())
+    plain.close()
+    with pytest.raises(TlsError, match="it ended without goodbye"):
+        agent.send(b"x" * 100)
+
+
+def test_a_port_that_speaks_something_else_is_named_each_time(keys: Path) -> None:
+    """Whichever of sending and receiving meets it first, the link says that the other end speaks no TLS."""
+    owner, loop, held = FakeOwner(), SkewedLoop(), []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def babble() -> None:
+            with suppress(OSError):
+                while True:
+                    one, _ = server.accept()
+                    one.sendall(bytes(600))
+                    held.append(one)
+
+        threading.Thread(target=babble, daemon=True).start()
+        endpoint = Endpoint("tls", "127.0.0.1", server.getsockname()[1])
+        link = StreamLink([endpoint], owner, loop, credentials(keys, "vm-1", server_side=False), Backoff(lambda: 0.0))
+        while len(owner.changes) < 20:
+            loop.skew += 0.1  # of the back-off
+            link.tick(loop.now())
+            loop.run_once(0.001)
+            link.pump(loop.now())
+        link.close()
+        server.shutdown(socket.SHUT_RDWR)
+    loop.close()
+    for one in held:
+        one.close()
+
+    assert {"it speaks no TLS" in text for _, text in owner.changes} == {True}, owner.changes

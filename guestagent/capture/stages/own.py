@@ -48,7 +48,7 @@ def _words(text: str) -> tuple[int, ...]:
     return unpack(f">{len(packed) // 4}I", packed)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def own_stage(exclusions: tuple[Exclusion, ...]) -> tuple[Instruction, ...]:
     """Reject the frames of these connections and no others."""
     groups: dict[tuple[int, int], list[Exclusion]] = {}
