@@ -35,13 +35,18 @@ class OvsdbServer:
         environment = {**os.environ, "OVS_RUNDIR": str(place)}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        deadline = time.monotonic() + 5
-        while not self.socket.exists():
+        deadline = time.monotonic() + 20
+        while not self._listens():
             assert time.monotonic() < deadline, self._log.read_text()
             assert self._process.poll() is None, self._log.read_text()
             time.sleep(0.005)
         if is_set_up:
             self.transact({"op": "insert", "table": "Open_vSwitch", "row": {"cur_cfg": FAR_AHEAD}})
+
+    def _listens(self) -> bool:
+        """The socket has its name before it listens."""
+        with socket.socket(socket.AF_UNIX) as server:
+            return server.connect_ex(str(self.socket)) == 0
 
     def stop(self) -> None:
         self._process.kill()
