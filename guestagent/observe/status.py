@@ -8,13 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from guestagent.errors import RunError
+from guestagent.errors import HostError, RunError
 from guestagent.loop import OUT_OF_FILES
 
 ASK_SECONDS = 2.0
 PATIENCE_SECONDS = 0.1
 """Only a collector of over a thousand agents has more to tell than fits a socket (400 KB)."""
 MOST_STATUS_BYTES = 4 * 1024 * 1024
+MOST_PATH_BYTES = 107
+"""struct sockaddr_un has 108 with the zero behind it (unix(7))."""
 _DIRECTORY_MODE, _SOCKET_MODE = 0o750, 0o660
 
 
@@ -33,12 +35,17 @@ class StatusSocket:
     def __init__(self, role: str, snapshot: Callable[[], dict[str, Any]], suffix: str = "sock") -> None:
         self.path = directory() / f"{role}-{os.getpid()}.{suffix}"
         self._snapshot = snapshot
+        # Under its name only once it answers: whoever is refused takes the file for one that was left behind.
+        fresh = self.path.with_name(f"{self.path.name}.new")
+        if len(os.fsencode(fresh)) > MOST_PATH_BYTES:
+            raise HostError(
+                f"no status socket at {self.path}: its name may have {MOST_PATH_BYTES} bytes, so set RUNTIME_DIRECTORY to "
+                "a shorter path"
+            )
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             self.path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
-            # Under its name only once it answers: whoever is refused takes the file for one that was left behind.
             _sweep(self.path.parent)
-            fresh = self.path.with_name(f"{self.path.name}.new")
             fresh.unlink(missing_ok=True)
             self._socket.bind(str(fresh))
             fresh.chmod(_SOCKET_MODE)

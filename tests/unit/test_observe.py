@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestagent.errors import ConfigError, RunError
+from guestagent.errors import ConfigError, HostError, RunError
 from guestagent.model import InterfaceLedger
 from guestagent.observe import logs, reports, status
 from guestagent.observe.clock import LEAST_STEP_NS, ClockWatch
@@ -170,6 +170,15 @@ def test_a_broken_answer_is_none(runtime: Path, data: bytes) -> None:
     assert ask(runtime / "agent-1.sock") is None
     thread.join(5)
     listener.close()
+
+
+def test_a_long_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path that a UNIX socket can't have is refused with what to set; nobody is to try it again."""
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / ("x" * 100)))
+    with pytest.raises(
+        HostError, match=r"no status socket at .*: its name may have 107 bytes, so set RUNTIME_DIRECTORY"
+    ):
+        StatusSocket("agent", dict)
 
 
 def test_a_runtime_directory_that_can_not_be_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
