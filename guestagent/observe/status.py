@@ -37,11 +37,6 @@ class StatusSocket:
         self._snapshot = snapshot
         # Under its name only once it answers: whoever is refused takes the file for one that was left behind.
         fresh = self.path.with_name(f"{self.path.name}.new")
-        if len(os.fsencode(fresh)) > MOST_PATH_BYTES:
-            raise HostError(
-                f"no status socket at {self.path}: its name may have {MOST_PATH_BYTES} bytes, so set RUNTIME_DIRECTORY to "
-                "a shorter path"
-            )
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             self.path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
@@ -53,6 +48,11 @@ class StatusSocket:
             fresh.rename(self.path)
         except OSError as error:
             self._socket.close()
+            if error.errno is None and len(os.fsencode(fresh)) > MOST_PATH_BYTES:  # Python refuses it by itself
+                raise HostError(
+                    f"no status socket at {self.path}: that may have {MOST_PATH_BYTES} bytes, so set RUNTIME_DIRECTORY "
+                    "to a shorter path"
+                ) from error
             raise RunError(f"no status socket at {self.path}: {error.strerror or error}") from error
 
     def fileno(self) -> int:

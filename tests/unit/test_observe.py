@@ -174,10 +174,8 @@ def test_a_broken_answer_is_none(runtime: Path, data: bytes) -> None:
 
 def test_a_long_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A path that a UNIX socket can't have is refused with what to set; nobody is to try it again."""
-    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / ("x" * 100)))
-    with pytest.raises(
-        HostError, match=r"no status socket at .*: its name may have 107 bytes, so set RUNTIME_DIRECTORY"
-    ):
+    monkeypatch.setenv("RUNTIME_DIRECTORY", f"{tmp_path}/{'x' * 100}")
+    with pytest.raises(HostError, match=r"no status socket at .*: that may have 107 bytes, so set RUNTIME"):
         StatusSocket("agent", dict)
 
 
@@ -186,9 +184,6 @@ def test_a_runtime_directory_that_can_not_be_is_one_sentence(tmp_path: Path, mon
     (tmp_path / "file").touch()
     monkeypatch.setenv("RUNTIME_DIRECTORY", f"{tmp_path}/file/run")
     with pytest.raises(RunError, match=r"no status socket at .*/file/run/agent-.*: Not a directory"):
-        StatusSocket("agent", dict)
-    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / ("x" * 120)))
-    with pytest.raises(RunError, match="AF_UNIX path too long"):
         StatusSocket("agent", dict)
 
 
