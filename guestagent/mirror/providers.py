@@ -31,7 +31,7 @@ _OVSDB = ("db", "tls_ca", "tls_cert", "tls_key")
 
 PROVIDERS: dict[str, Row] = {
     "aws": Row(
-        module="guestagent.mirror.aws",
+        module="guestagent.mirror.aws.provider",
         extra="aws",
         sources={
             "i-ID": rf"i-{_ID}",
@@ -51,7 +51,7 @@ PROVIDERS: dict[str, Row] = {
         unsupported=_OVSDB,
     ),
     "gcp": Row(
-        module="guestagent.mirror.gcp",
+        module="guestagent.mirror.gcp.provider",
         extra="gcp",
         sources={
             "ZONE/NAME of a VM": rf"[a-z]+-[a-z]+\d+-[a-z]/{_NAME}",
@@ -69,7 +69,7 @@ PROVIDERS: dict[str, Row] = {
         unsupported=("dns", "vni", "packet_length", *_OVSDB),
     ),
     "ovs": Row(
-        module="guestagent.mirror.ovs",
+        module="guestagent.mirror.ovs.provider",
         extra="ovs",
         sources={
             "port:NAME": r"port:[^/]+",

@@ -10,7 +10,8 @@ import botocore.loaders
 import pytest
 
 from guestagent.cli import main
-from guestagent.mirror import aws, gcp
+from guestagent.mirror.aws import provider as aws
+from guestagent.mirror.gcp import provider as gcp
 from tests.mirror import gcp_fake
 from tests.mirror.ec2_fake import Fake, fake_account
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from guestagent.cli import VERBS, main
-from guestagent.mirror.aws_errors import sentence
+from guestagent.mirror.aws.errors import sentence
 from tests.mirror.ec2_fake import Fake, Lost, Refusal
 
 Run = Callable[..., tuple[int, Any, str]]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from guestagent.mirror.aws_facts import eligible
+from guestagent.mirror.aws.facts import eligible
 from tests.mirror.ec2_fake import Fake
 from tests.mirror.test_aws import TARGET
 

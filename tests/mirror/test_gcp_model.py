@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from guestagent.errors import ConfigError
-from guestagent.mirror import gcp
 from guestagent.mirror.apply import Outcome, apply
-from guestagent.mirror.gcp_facts import MOST_OF_POLICY
-from guestagent.mirror.gcp_filter import filter_body, found_filter, wanted_filter
-from guestagent.mirror.gcp_model import mark, owner_of
-from guestagent.mirror.gcp_shares import spread
+from guestagent.mirror.gcp import provider as gcp
+from guestagent.mirror.gcp.facts import MOST_OF_POLICY
+from guestagent.mirror.gcp.filter import filter_body, found_filter, wanted_filter
+from guestagent.mirror.gcp.model import mark, owner_of
+from guestagent.mirror.gcp.shares import spread
 from guestagent.mirror.plan import diff, has_changes
 from guestagent.mirror.spec import Match, Spec, matches, rules
 from tests.mirror.gcp_fake import BASE, Fake

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from guestagent.mirror.gcp_policy import CALLS
+from guestagent.mirror.gcp.policy import CALLS
 from tests.mirror.gcp_fake import ROUTES, USED, Fake
 from tests.mirror.test_gcp import WEB
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from guestagent.cli import main
 from guestagent.errors import ConfigError
-from guestagent.mirror import ovs
 from guestagent.mirror.apply import Outcome, apply
-from guestagent.mirror.ovs_policy import document
-from guestagent.mirror.ovs_session import COLUMNS, DATABASE
+from guestagent.mirror.ovs import provider as ovs
+from guestagent.mirror.ovs.policy import document
+from guestagent.mirror.ovs.session import COLUMNS, DATABASE
 from guestagent.mirror.plan import diff, has_changes
 from guestagent.mirror.spec import Spec
 from tests.mirror.ovsdb_server import Json, OvsdbServer, Proxy, Severed

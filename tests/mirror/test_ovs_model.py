@@ -8,10 +8,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from guestagent.errors import ConfigError
-from guestagent.mirror.ovs_health import healths
-from guestagent.mirror.ovs_inventory import Inventory, Mirror, Port, markers
-from guestagent.mirror.ovs_model import stored, survey, unstored
-from guestagent.mirror.ovs_target import interface_of, is_same_tunnel, parse_target
+from guestagent.mirror.ovs.health import healths
+from guestagent.mirror.ovs.inventory import Inventory, Mirror, Port, markers
+from guestagent.mirror.ovs.model import stored, survey, unstored
+from guestagent.mirror.ovs.target import interface_of, is_same_tunnel, parse_target
 from guestagent.mirror.providers import check
 from guestagent.mirror.spec import Spec
 

@@ -12,7 +12,7 @@ import pytest
 
 from guestagent import pki
 from guestagent.cli import main
-from guestagent.mirror import ovs_session
+from guestagent.mirror.ovs import session as ovs_session
 from tests.mirror.ovsdb_server import OvsdbServer
 
 pytest.importorskip("ovsdbapp")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from guestagent.mirror.aws_policy import document
+from guestagent.mirror.aws.policy import document
 from tests.mirror.ec2_fake import Fake
 from tests.mirror.test_aws import GWLB, WORDS, Run
 

@@ -96,10 +96,10 @@ PURE = (
     "cloudinit/render.py",
     "mirror/spec.py",
     "mirror/plan.py",
-    "mirror/*_facts.py",
-    "mirror/gcp_errors.py",
-    "mirror/gcp_filter.py",
-    "mirror/gcp_shares.py",
+    "mirror/*/facts.py",
+    "mirror/gcp/errors.py",
+    "mirror/gcp/filter.py",
+    "mirror/gcp/shares.py",
 )
 HANDS = {"governor/meter.py"}
 """The exceptions in PURE: files whose work is to read the machine."""

@@ -1,4 +1,4 @@
-"""GCP Packet Mirroring by google-cloud-compute: reads, and does the steps. What it decides is in gcp_model.py.
+"""GCP Packet Mirroring by google-cloud-compute: reads, and does the steps. What it decides is in model.py.
 
 Operations are waited for by our own client of the same endpoint: the library's `result()` asks the default endpoint,
 whatever the other client was given.
@@ -11,10 +11,12 @@ from typing import Any
 from uuid import uuid4
 
 from guestagent.errors import ConfigError, HostError, RunError
-from guestagent.mirror import gcp_model, gcp_policy, gcp_read
-from guestagent.mirror.gcp_errors import TAKEN, ApiError, refusal
-from guestagent.mirror.gcp_health import healths
-from guestagent.mirror.gcp_read import Place
+from guestagent.mirror.gcp import model as gcp_model
+from guestagent.mirror.gcp import policy as gcp_policy
+from guestagent.mirror.gcp import read as gcp_read
+from guestagent.mirror.gcp.errors import TAKEN, ApiError, refusal
+from guestagent.mirror.gcp.health import healths
+from guestagent.mirror.gcp.read import Place
 from guestagent.mirror.plan import CREATE, DELETE, Step
 from guestagent.mirror.spec import Spec
 from guestagent.mirror.survey import Health, Survey

@@ -1,4 +1,4 @@
-"""Open vSwitch: what was read becomes choices, resources and warnings. Pure; the reading is ovs_read.py's."""
+"""Open vSwitch: what was read becomes choices, resources and warnings. Pure; the reading is read.py's."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 from guestagent.endpoint import TUNNEL_FORMS
 from guestagent.errors import ConfigError
-from guestagent.mirror.ovs_inventory import (
+from guestagent.mirror.ovs.inventory import (
     SPEC,
     TARGET,
     Inventory,
@@ -15,8 +15,8 @@ from guestagent.mirror.ovs_inventory import (
     leftovers,
     owner_of,
 )
-from guestagent.mirror.ovs_sources import Selection, listed, select
-from guestagent.mirror.ovs_target import Target, interface_of, is_same_tunnel, parse_target
+from guestagent.mirror.ovs.sources import Selection, listed, select
+from guestagent.mirror.ovs.target import Target, interface_of, is_same_tunnel, parse_target
 from guestagent.mirror.plan import Kind, Resource
 from guestagent.mirror.providers import check
 from guestagent.mirror.spec import KEYS, Spec

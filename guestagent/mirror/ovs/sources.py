@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from guestagent.errors import ConfigError
-from guestagent.mirror.ovs_inventory import Inventory, Port
-from guestagent.mirror.ovs_target import MOST_VLAN
+from guestagent.mirror.ovs.inventory import Inventory, Port
+from guestagent.mirror.ovs.target import MOST_VLAN
 from guestagent.mirror.spec import Spec
 
 

@@ -1,6 +1,6 @@
 """AWS: what an error of the API means, as a sentence with the permission or the limit, and what to do. Pure."""
 
-from guestagent.mirror import aws_facts as facts
+from guestagent.mirror.aws import facts
 
 _POLICY = "`guestagent mirror aws policy` prints all that the role needs"
 _WAIT = "wait a minute and run again: what was done stays done"

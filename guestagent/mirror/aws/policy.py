@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from guestagent.mirror.aws_model import MANAGED_TAG
+from guestagent.mirror.aws.model import MANAGED_TAG
 
 READS = (
     "ec2:DescribeInstances",

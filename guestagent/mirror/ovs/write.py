@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from guestagent.errors import RunError
-from guestagent.mirror.ovs_inventory import SPEC, TARGET, markers, owner_of
-from guestagent.mirror.ovs_session import Refused, Tables
-from guestagent.mirror.ovs_target import interface_of, parse_target
+from guestagent.mirror.ovs.inventory import SPEC, TARGET, markers, owner_of
+from guestagent.mirror.ovs.session import Refused, Tables
+from guestagent.mirror.ovs.target import interface_of, parse_target
 from guestagent.mirror.spec import Spec
 
 PREFIX = "ga-"

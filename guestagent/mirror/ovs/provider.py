@@ -1,4 +1,4 @@
-"""Open vSwitch port mirroring by OVSDB: reads, and does the steps of a plan. What it decides is in ovs_model.py."""
+"""Open vSwitch port mirroring by OVSDB: reads, and does the steps of a plan. What it decides is in model.py."""
 
 import json
 import time
@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from guestagent.errors import RunError
-from guestagent.mirror import ovs_model, ovs_read, ovs_write
-from guestagent.mirror.ovs_health import healths, output_problems
-from guestagent.mirror.ovs_inventory import Inventory, Mirror
-from guestagent.mirror.ovs_model import MIRROR, is_own
-from guestagent.mirror.ovs_policy import document
-from guestagent.mirror.ovs_session import COLUMNS, DATABASE, Refused, Session, Tables
+from guestagent.mirror.ovs import model as ovs_model
+from guestagent.mirror.ovs import read as ovs_read
+from guestagent.mirror.ovs import write as ovs_write
+from guestagent.mirror.ovs.health import healths, output_problems
+from guestagent.mirror.ovs.inventory import Inventory, Mirror
+from guestagent.mirror.ovs.model import MIRROR, is_own
+from guestagent.mirror.ovs.policy import document
+from guestagent.mirror.ovs.session import COLUMNS, DATABASE, Refused, Session, Tables
 from guestagent.mirror.plan import ADOPT, CREATE, DELETE, UPDATE, Step
 from guestagent.mirror.spec import Spec
 from guestagent.mirror.survey import Health, Survey

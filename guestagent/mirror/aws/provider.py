@@ -1,4 +1,4 @@
-"""AWS VPC Traffic Mirroring by boto3: reads, and does the steps of a plan. What it decides is in aws_model.py."""
+"""AWS VPC Traffic Mirroring by boto3: reads, and does the steps of a plan. What it decides is in model.py."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,12 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from guestagent.errors import ConfigError, HostError, RunError
-from guestagent.mirror import aws_model, aws_read, aws_requests
-from guestagent.mirror.aws_errors import is_gone, sentence
-from guestagent.mirror.aws_health import healths
-from guestagent.mirror.aws_policy import document
-from guestagent.mirror.aws_read import ApiError
-from guestagent.mirror.aws_requests import NAMES, SNAKE, placeholder
+from guestagent.mirror.aws import model as aws_model
+from guestagent.mirror.aws import read as aws_read
+from guestagent.mirror.aws import requests as aws_requests
+from guestagent.mirror.aws.errors import is_gone, sentence
+from guestagent.mirror.aws.health import healths
+from guestagent.mirror.aws.policy import document
+from guestagent.mirror.aws.read import ApiError
+from guestagent.mirror.aws.requests import NAMES, SNAKE, placeholder
 from guestagent.mirror.plan import CREATE, Ref, Step
 from guestagent.mirror.spec import Spec
 from guestagent.mirror.survey import Health, Survey

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from guestagent.mirror.ovs_inventory import Inventory, Mirror, Port
-from guestagent.mirror.ovs_session import Tables, root
+from guestagent.mirror.ovs.inventory import Inventory, Mirror, Port
+from guestagent.mirror.ovs.session import Tables, root
 
 
 def inventory(tables: Tables) -> Inventory:

@@ -1,4 +1,4 @@
-"""AWS: what was read becomes choices, resources and warnings. Pure; the reading is aws_read.py's."""
+"""AWS: what was read becomes choices, resources and warnings. Pure; the reading is read.py's."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from guestagent.errors import ConfigError
-from guestagent.mirror import aws_facts as facts
+from guestagent.mirror.aws import facts
 from guestagent.mirror.plan import Kind, Ref, Resource
 from guestagent.mirror.spec import DIRECTIONS, Match, Spec, matches
 from guestagent.mirror.survey import AGENT, NATIVE, Choice, Survey

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from guestagent.errors import ConfigError, RunError
-from guestagent.mirror import gcp_facts as facts
-from guestagent.mirror.gcp_errors import ApiError
-from guestagent.mirror.gcp_filter import found_filter
-from guestagent.mirror.gcp_model import Collector, Machine, Policy, owner_of
+from guestagent.mirror.gcp import facts
+from guestagent.mirror.gcp.errors import ApiError
+from guestagent.mirror.gcp.filter import found_filter
+from guestagent.mirror.gcp.model import Collector, Machine, Policy, owner_of
 from guestagent.mirror.spec import Spec, tag_of
 
 UNREACHABLE = "UNREACHABLE"

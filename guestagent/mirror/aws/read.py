@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from guestagent.errors import ConfigError, RunError
-from guestagent.mirror.aws_errors import is_gone
-from guestagent.mirror.aws_facts import VXLAN_PORT
-from guestagent.mirror.aws_model import Inventory, Machine, owner_of, tags_of, target_key
+from guestagent.mirror.aws.errors import is_gone
+from guestagent.mirror.aws.facts import VXLAN_PORT
+from guestagent.mirror.aws.model import Inventory, Machine, owner_of, tags_of, target_key
 from guestagent.mirror.spec import Spec, tag_of
 
 PAGE = 1000

@@ -6,7 +6,7 @@ empty lists out of it. A policy that would lose its last of one kind is therefor
 
 from collections.abc import Collection, Mapping, Sequence
 
-from guestagent.mirror.gcp_facts import MOST_OF_POLICY
+from guestagent.mirror.gcp.facts import MOST_OF_POLICY
 
 Names = Mapping[str, Collection[str]]
 """By kind, of MOST_OF_POLICY."""

@@ -9,7 +9,7 @@ from ipaddress import ip_network
 from typing import Any
 
 from guestagent.errors import ConfigError
-from guestagent.mirror.gcp_facts import PROTOCOL_NAMES
+from guestagent.mirror.gcp.facts import PROTOCOL_NAMES
 from guestagent.mirror.spec import ANYWHERE, ICMP, ICMP_V6, Rule, Spec
 
 _NUMBERS = {name: number for number, name in PROTOCOL_NAMES.items()}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Any
 
-from guestagent.mirror.aws_model import FILTER, RULE, SESSION, TARGET, tags
+from guestagent.mirror.aws.model import FILTER, RULE, SESSION, TARGET, tags
 from guestagent.mirror.plan import ADOPT, CREATE, DELETE, UPDATE, Step
 
 Call = tuple[str, dict[str, Any]]

@@ -3,9 +3,9 @@
 from typing import Any
 
 from guestagent.errors import ConfigError
-from guestagent.mirror.ovs_inventory import SPEC, Inventory, Mirror, Port, is_tunnel, leftovers, owner_of
-from guestagent.mirror.ovs_model import found, is_own, output_of, survey, unstored
-from guestagent.mirror.ovs_sources import listed
+from guestagent.mirror.ovs.inventory import SPEC, Inventory, Mirror, Port, is_tunnel, leftovers, owner_of
+from guestagent.mirror.ovs.model import found, is_own, output_of, survey, unstored
+from guestagent.mirror.ovs.sources import listed
 from guestagent.mirror.plan import Resource
 from guestagent.mirror.survey import Health
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from guestagent.mirror.gcp_facts import MOST_OF_POLICY
-from guestagent.mirror.gcp_model import Collector, Policy, found
+from guestagent.mirror.gcp.facts import MOST_OF_POLICY
+from guestagent.mirror.gcp.model import Collector, Policy, found
 from guestagent.mirror.survey import Health
 
 

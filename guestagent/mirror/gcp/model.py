@@ -1,4 +1,4 @@
-"""GCP: what was read becomes choices, policies and warnings. Pure; the reading is gcp_read.py's."""
+"""GCP: what was read becomes choices, policies and warnings. Pure; the reading is read.py's."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from guestagent.errors import ConfigError
-from guestagent.mirror import gcp_facts as facts
-from guestagent.mirror.gcp_filter import filter_body, wanted_filter
-from guestagent.mirror.gcp_shares import spread
+from guestagent.mirror.gcp import facts
+from guestagent.mirror.gcp.filter import filter_body, wanted_filter
+from guestagent.mirror.gcp.shares import spread
 from guestagent.mirror.plan import Kind, Resource
 from guestagent.mirror.spec import Spec
 from guestagent.mirror.survey import AGENT, NATIVE, Choice, Survey

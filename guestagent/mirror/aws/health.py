@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from guestagent.mirror import aws_facts as facts
-from guestagent.mirror.aws_model import RULE, Inventory, found, owner_of, target_key
+from guestagent.mirror.aws import facts
+from guestagent.mirror.aws.model import RULE, Inventory, found, owner_of, target_key
 from guestagent.mirror.survey import Health
 
 
