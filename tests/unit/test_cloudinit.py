@@ -25,9 +25,9 @@ KEY = (
 )
 CA = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 EXAMPLE = ("--repository", "https://packages.example/guestagent", "--to", "tls://collector.example")
-LINES = st.text(st.characters(min_codepoint=32, max_codepoint=126) | st.just("\n"), min_size=1).map(
-    lambda text: text.strip("\n ") + "\n"
-)
+_TEXTS = st.text(st.characters(min_codepoint=32, max_codepoint=126) | st.just("\n"))
+LINES = _TEXTS.map(lambda text: text.rstrip("\n")).filter(lambda text: text.strip()).map(lambda text: f"{text}\n")
+"""No file of ours is empty; a first line may be, or begin with spaces."""
 
 
 @pytest.fixture
