@@ -28,6 +28,10 @@ class OpenVSwitch:
         """Change or ask the configuration; returns when the switch has taken it over."""
         return self._host.run(["ovs-vsctl", f"--db={self.database}", "--timeout=10", *words.split()]).stdout
 
+    def appctl(self, words: str) -> str:
+        """Ask the switch itself."""
+        return self._host.run(["ovs-appctl", "-t", f"{self._place}/vswitch.ctl", *words.split()]).stdout
+
     def log_text(self) -> str:
         """What database and switch said so far."""
         return (self._place / "ovs.log").read_text()

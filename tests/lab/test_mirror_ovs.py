@@ -31,6 +31,10 @@ class Switch(OpenVSwitch):
         self.add_bridge("br0", "vm1")
         self.vsctl("add-port br0 vm2 -- add-port br0 col")
 
+    def look_again(self) -> None:
+        """Forget the flows under way: Open vSwitch 3.1 leaves them as they are when a mirror changes."""
+        self.appctl("revalidator/purge")
+
 
 @pytest.fixture
 def hosts(lab: Lab) -> tuple[Host, Host]:
@@ -111,6 +115,7 @@ def test_each_tunnel_brings_the_copies(
         words = ("--source", "port:vm1", "--target", f"{scheme}://{to}", "--vni", str(key), "--direction", "egress")
         assert mirror("create", *words)[0] == 0
         assert mirror("plan", *words)[0] == 0
+        switch.look_again()
         wait_for(lambda one=name: arrives(host, collector, one), f"the first copy by {scheme}")
         host.call(inject, "vm2x", FEW, FRAMES_PER_SECOND)
         host.call(inject, "vm1x", FRAMES, FRAMES_PER_SECOND)
@@ -134,25 +139,28 @@ def test_a_span_port_follows_the_spec(lab: Lab, mirror: Run, tmp_path: Path) -> 
     to_vm2 = towards(FEW, vm2)
     base = ("--target", "port:col")
 
-    assert mirror("create", "--source", "port:vm1", "--direction", "egress", *base)[0] == 0
+    def create(*words: str) -> None:
+        assert mirror("create", *words)[0] == 0
+        switch.look_again()
+
+    create("--source", "port:vm1", "--direction", "egress", *base)
     assert copies(host, "vm1", to_vm2, out_of="col", most=len(FEW)) == Counter(to_vm2)
     assert not copies(host, "vm2", FEW, out_of="col", most=0), "of vm2 what it says to vm1 is ingress there"
 
-    assert mirror("create", "--source", "port:vm2", "--direction", "ingress", *base)[0] == 0
+    create("--source", "port:vm2", "--direction", "ingress", *base)
     assert copies(host, "vm1", to_vm2, out_of="col", most=len(FEW)) == Counter(to_vm2)
 
-    assert mirror("create", "--source", "port:vm1", "--packet-length", "64", *base)[0] == 0
+    create("--source", "port:vm1", "--packet-length", "64", *base)
     long = towards(FRAMES[20:40], vm2)
     cut = Counter(frame[:64] for frame in long)
-    # A flow that is under way is cut once the switch has looked at it again.
-    wait_for(lambda: copies(host, "vm1", long, out_of="col", most=len(long)) == cut, "the copies to be cut")
+    assert copies(host, "vm1", long, out_of="col", most=len(long)) == cut
 
-    assert mirror("create", "--source", "bridge:br0/30", *base)[0] == 0
+    create("--source", "bridge:br0/30", *base)
     inside, outside = tagged(to_vm2, 30), tagged(to_vm2, 31)
     assert copies(host, "vm1", outside + inside, out_of="col", most=len(inside)) == Counter(inside)
 
     switch.vsctl("set port col vlan_mode=trunk")
-    assert mirror("create", "--source", "port:vm1", "--target", "vlan:99")[0] == 0
+    create("--source", "port:vm1", "--target", "vlan:99")
     assert copies(host, "vm1", to_vm2, out_of="col", most=len(FEW)) == Counter(tagged(to_vm2, 99))
     assert mirror("status")[0] == 0
 
@@ -181,6 +189,7 @@ def test_status_tells_a_broken_mirror(lab: Lab, mirror: Run, tmp_path: Path) -> 
     assert "egress of vm2 is not mirrored" in said
 
     assert mirror("create", *words)[0] == 0
+    switch.look_again()
     assert mirror("status")[0] == 0
     assert copies(host, "vm2", FEW, out_of="col", most=len(FEW)) == Counter(FEW)
 
