@@ -10,6 +10,7 @@ import pytest
 from guestagent.capture.bpf import compose
 from guestagent.capture.interfaces import describe, links
 from guestagent.capture.ring import FEWEST_BLOCKS, Ring
+from guestagent.collector.connection import SILENCE_SECONDS
 from guestagent.lab.hosts import Lab
 from guestagent.lab.packets import udp_send
 from guestagent.privileges import keep_only
@@ -193,7 +194,8 @@ def test_a_long_pause_is_survived(site: Site) -> None:
     site.send()
     os.kill(agent.pid, signal.SIGSTOP)
     site.send()
-    wait_for(lambda: "has been silent for" in site.collector.log_text(), "the collector to give up", 15.0)
+    told = f"has been silent for {SILENCE_SECONDS:.0f} s"
+    wait_for(lambda: told in site.collector.log_text(), "the collector to give up", SILENCE_SECONDS + 5)
     site.send()
     os.kill(agent.pid, signal.SIGCONT)
     wait_for(lambda: agent.status()["delivered"] >= site.sent, "all to be delivered", REBOUND_SECONDS)

@@ -13,6 +13,9 @@ MARK = bytes.fromhex("02000000abcd")
 """Source MAC address of injected frames."""
 PATIENCE_SECONDS = 15.0
 """For the first frame, on a machine that has other tests to run."""
+_SOL_PACKET, _PACKET_AUXDATA, _TP_STATUS_VLAN_VALID = 263, 8, 1 << 4
+_AUXDATA = struct.Struct("@IIIHHHH")
+"""struct tpacket_auxdata (linux/if_packet.h): status, lengths, offsets, VLAN's TCI and TPID."""
 _ETH_P_ALL = 3
 _OUTGOING = 4
 
@@ -43,18 +46,26 @@ def seen_frames(
     anywhere. None at all is waited for with patience."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL)) as tap:
         tap.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
+        tap.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
         tap.bind((ifname, _ETH_P_ALL))
         tap.settimeout(0.05)
         end, found = time.monotonic() + patience, []
         while time.monotonic() < end and len(found) < most:
             try:
-                frame, about = tap.recvfrom(1 << 17)
+                data, ancillary, _, about = tap.recvmsg(1 << 17, socket.CMSG_SPACE(_AUXDATA.size))
             except TimeoutError:
                 continue
+            frame = _with_tag(data, ancillary[0][2])
             if about[2] != _OUTGOING and mark in frame:
                 found.append(frame)
                 end = time.monotonic() + quiet_seconds
         return found
+
+
+def _with_tag(data: bytes, auxiliary: bytes) -> bytes:
+    """The kernel takes a VLAN tag out of a frame and tells it beside (packet(7), PACKET_AUXDATA)."""
+    status, *_, tci, tpid = _AUXDATA.unpack(auxiliary)
+    return data[:12] + struct.pack("!HH", tpid, tci) + data[12:] if status & _TP_STATUS_VLAN_VALID else data
 
 
 def write_pcap(path: Path, frames: Iterable[bytes]) -> None:
