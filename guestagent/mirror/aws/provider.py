@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from guestagent.errors import ConfigError, HostError, RunError
+from guestagent.mirror.aws import calls as aws_calls
 from guestagent.mirror.aws import model as aws_model
 from guestagent.mirror.aws import read as aws_read
-from guestagent.mirror.aws import requests as aws_requests
+from guestagent.mirror.aws.calls import NAMES, SNAKE, placeholder
 from guestagent.mirror.aws.errors import is_gone, sentence
 from guestagent.mirror.aws.health import healths
 from guestagent.mirror.aws.policy import document
 from guestagent.mirror.aws.read import ApiError
-from guestagent.mirror.aws.requests import NAMES, SNAKE, placeholder
 from guestagent.mirror.plan import CREATE, Ref, Step
 from guestagent.mirror.spec import Spec
 from guestagent.mirror.survey import Health, Survey
@@ -107,7 +107,7 @@ class Aws:
 
     def create(self, step: Step, properties: Mapping[str, Any], attempt: int) -> str:
         """Make it; what it refers to may have been made a moment ago, and EC2 may not know it everywhere yet."""
-        first, *rest = aws_requests.calls(self._spec.name, step, properties, attempt)
+        first, *rest = aws_calls.calls(self._spec.name, step, properties, attempt)
         answer = self._patiently(first)
         identifier = str(answer[NAMES[step.kind]][f"{NAMES[step.kind]}Id"])
         for method, parameters in rest:
@@ -121,7 +121,7 @@ class Aws:
 
     def update(self, step: Step, properties: Mapping[str, Any]) -> None:
         """Set these properties."""
-        for call in aws_requests.calls(self._spec.name, step, properties):
+        for call in aws_calls.calls(self._spec.name, step, properties):
             self._patiently(call)
 
     def adopt(self, step: Step) -> None:
@@ -130,14 +130,14 @@ class Aws:
 
     def delete(self, step: Step) -> None:
         """Remove it; one that is gone is fine."""
-        for method, parameters in aws_requests.calls(self._spec.name, step, {}):
+        for method, parameters in aws_calls.calls(self._spec.name, step, {}):
             try:
                 self._call("ec2", method, **parameters)
             except ApiError as error:
                 if not is_gone(error.code):
                     raise
 
-    def _patiently(self, call: aws_requests.Call) -> dict[str, Any]:
+    def _patiently(self, call: aws_calls.Call) -> dict[str, Any]:
         """Again while EC2 does not know a mirror object that we know."""
         from tenacity import retry_if_exception
 
@@ -180,7 +180,7 @@ class Aws:
         properties = {
             name: placeholder(value.kind) if isinstance(value, Ref) else value for name, value in step.changes.items()
         }
-        for method, parameters in aws_requests.calls(self._spec.name, step, properties):
+        for method, parameters in aws_calls.calls(self._spec.name, step, properties):
             verdict = self._dry_run(method, parameters, unmade or ([step] if step.op == CREATE else []))
             if verdict:
                 return verdict
