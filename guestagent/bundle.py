@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -23,6 +23,7 @@ from guestagent.config import KNOWN_KEYS
 from guestagent.errors import RunError
 from guestagent.identity import host_name
 from guestagent.observe.status import everything
+from guestagent.settings import flat
 
 CONFIGS = Path("/etc/guestagent")
 SCHEMA = "guestagent.support/1"
@@ -101,18 +102,10 @@ def known_part(path: Path) -> bytes:
         return f"can't be read: {error.strerror}\n".encode()
     except ValueError as error:
         return f"is no TOML: {error}\n".encode()
-    rows = [(f"{table}.{key}" if table else key, value) for table, key, value in _flat(content)]
     return "".join(
-        f"{name} = {json.dumps(value, default=str) if name in KNOWN_KEYS else LEFT_OUT}\n" for name, value in rows
+        f"{name} = {json.dumps(value, default=str) if name in KNOWN_KEYS else LEFT_OUT}\n"
+        for name, value in flat(content)
     ).encode()
-
-
-def _flat(content: Mapping[str, Any]) -> Iterable[tuple[str, str, Any]]:
-    for key, value in content.items():
-        if key == "tls" and isinstance(value, dict):
-            yield from (("tls", name, inner) for name, inner in value.items())
-        else:
-            yield "", key, value
 
 
 def _take(members: dict[str, bytes], missing: dict[str, str], name: str, command: tuple[str, ...]) -> None:

@@ -33,7 +33,7 @@ def _read_toml(path: str) -> dict[str, Any]:
 def merge(path: str | None, flags: dict[str, Any], keys: dict[str, Callable[[Any, str], Any]]) -> dict[str, Any]:
     """Fields of a config: the file's values, checked, then the flags that were given. Raises ConfigError."""
     merged = {}
-    for key, value in _flat(_read_toml(path) if path else {}):
+    for key, value in flat(_read_toml(path) if path else {}):
         if key not in keys:
             raise ConfigError(f"{path}: {key} is no key of the config: choose among {', '.join(sorted(keys))}")
         merged[_field(key)] = keys[key](value, f"{path}: {key}")
@@ -51,7 +51,7 @@ def names_key(path: str | None, flags: dict[str, Any], key: str) -> bool:
     return flags.get(key) is not None or (path is not None and key in _read_toml(path))
 
 
-def _flat(tables: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def flat(tables: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The table [tls] as keys of its own."""
     for key, value in tables.items():
         if key == "tls" and isinstance(value, dict):

@@ -60,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo": EVERYTHING,
     "pki": WORDS | {"tapstream", "trust"},
     "enrol": WORDS | {"config", "endpoint", "identity", "pki", "tapstream", "trust"},
-    "bundle": WORDS | {"config", "identity", "observe"},
+    "bundle": WORDS | {"config", "identity", "observe", "settings"},
     "merge": WORDS | {"collector"},
     "__main__": EVERYTHING,
     "start": WORDS | {"capture", "config", "observe", "rlimits", "route", "standback", "trust"},

@@ -34,7 +34,7 @@ def uncommented(name: str) -> dict[str, Any]:
 def test_every_key_is_there(name: str) -> None:
     """Each key of the table stands in the file, with a value that the table takes, and no other does."""
     keys, _, _ = SHIPPED[name]
-    found = dict(settings._flat(uncommented(name)))
+    found = dict(settings.flat(uncommented(name)))
 
     assert set(keys) == set(found)
     for key, value in found.items():
