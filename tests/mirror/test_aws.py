@@ -2,8 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 from guestagent.cli import VERBS, main
 from guestagent.mirror.aws.errors import sentence
 from tests.mirror.ec2_fake import Fake, Lost, Refusal
+from tests.mirror.killed import killed_after
 
 Run = Callable[..., tuple[int, Any, str]]
 TARGET = f"eni-{9:017x}"
@@ -156,29 +155,11 @@ STEPS = 9
 """Writes of WORDS: the filter, its DNS, four rules, the target, two sessions."""
 
 
-def killed_after(fake: Fake, writes: int, words: tuple[str, ...]) -> None:
-    """Run the command as a user does, and SIGKILL it when so many writes were done and the last is not answered."""
-    process: list[subprocess.Popen[bytes]] = []
-    left = [writes]
-
-    def strike() -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(process[0].pid, signal.SIGKILL)
-
-    fake.after_write = strike
-    command = [sys.executable, "-m", "guestagent", "mirror", "aws", *words]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
-        process.append(child)
-    fake.after_write = lambda: None
-    assert child.returncode == -signal.SIGKILL
-
-
 @pytest.mark.parametrize("writes", range(1, STEPS + 1))
 def test_a_crash_after_each_write_is_repaired(web: Fake, mirror_json: Run, writes: int) -> None:
     """SIGKILL after any write of create: the next run adopts what is there, and nothing is there twice."""
     stranger(web)
-    killed_after(web, writes, ("create", *WORDS))
+    killed_after(web, writes, ("aws", "create", *WORDS))
 
     assert mirror_json("create", *WORDS)[0] == 0
 
@@ -190,7 +171,7 @@ def test_a_crash_after_each_write_is_repaired(web: Fake, mirror_json: Run, write
 
 def test_a_crash_is_repaired_though_lists_lag(web: Fake, mirror_json: Run) -> None:
     """Killed after the first create, and EC2 does not list the filter yet: the same token brings back the same one."""
-    killed_after(web, 1, ("create", *WORDS))
+    killed_after(web, 1, ("aws", "create", *WORDS))
     web.hidden_calls = 1
 
     assert mirror_json("create", *WORDS)[0] == 0
@@ -201,7 +182,7 @@ def test_a_crash_is_repaired_though_lists_lag(web: Fake, mirror_json: Run) -> No
 def test_a_crash_during_delete_is_repaired(web: Fake, mirror_json: Run, writes: int) -> None:
     """SIGKILL midway through delete: the next delete removes the rest."""
     mirror_json("create", *WORDS)
-    killed_after(web, writes, ("delete", "--name", "web", "--yes"))
+    killed_after(web, writes, ("aws", "delete", "--name", "web", "--yes"))
 
     assert mirror_json("delete", "--name", "web", "--yes")[0] == 0
     assert not any(web.objects.values())

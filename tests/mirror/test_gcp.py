@@ -2,8 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +13,7 @@ import yaml
 
 from guestagent.cli import main
 from tests.mirror.gcp_fake import BASE, COLLECTOR, HOST, Fake, Lost, Refusal
+from tests.mirror.killed import killed_after
 
 Run = Callable[..., tuple[int, Any, str]]
 WEB = ("--name", "web", "--source", "tag:role=web", "--target", "sensors")
@@ -199,29 +198,11 @@ def test_a_stranger_is_refused_until_adopted(web: Fake, mirror_gcp_json: Run, mi
     assert not web.policies
 
 
-def killed_after(fake: Fake, writes: int, words: tuple[str, ...]) -> None:
-    """Run the command as a user does, and SIGKILL it when so many writes were taken and the last is not answered."""
-    process: list[subprocess.Popen[bytes]] = []
-    left = [writes]
-
-    def strike() -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(process[0].pid, signal.SIGKILL)
-
-    fake.after_write = strike
-    command = [sys.executable, "-m", "guestagent", "mirror", "gcp", *words]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
-        process.append(child)
-    fake.after_write = lambda: None
-    assert child.returncode == -signal.SIGKILL
-
-
 @pytest.mark.parametrize("slowness", [2, 9])
 def test_a_crash_after_the_insert_is_repaired(web: Fake, mirror_gcp_json: Run, slowness: int) -> None:
     """SIGKILL while the operation runs: the next run finds the policy, or waits until it comes up."""
     web.slowness = slowness
-    killed_after(web, 1, ("create", *WEB))
+    killed_after(web, 1, ("gcp", "create", *WEB))
 
     code, _, said = mirror_gcp_json("create", *WEB)
 
