@@ -183,16 +183,27 @@ class DemandEstimator:
         composed = self._packets()
         if composed <= 0:
             return Demand(rest=self._unknown(volume))
-        scale = volume / composed
         known = [
             (flow, entry)
             for flow, entry in self._flows.items()
             if flow != NO_FLOW and (flow in limits.heavy or (entry[4] >= LEAST_LOOKS and entry[5] >= LEAST_PEEKS))
         ]
-        flows = tuple((flow, Rates(*entry[:4]).scaled(scale)) for flow, entry in known)
         whole = Rates(*self._total[:4])
         rest = Rates(*(max(0.0, part - sum(entry[i] for _, entry in known)) for i, part in enumerate(whole)))
-        return Demand(flows, rest.scaled(scale), self._unselected(whole.scaled(self._lately() / composed)))
+        scale, rest_scale = self._scales(volume, seen, composed, rest.packets, limits)
+        flows = tuple((flow, Rates(*entry[:4]).scaled(scale)) for flow, entry in known)
+        return Demand(flows, rest.scaled(rest_scale), self._unselected(whole.scaled(self._lately() / composed)))
+
+    def _scales(
+        self, volume: float, seen: float | None, composed: float, rest: float, limits: Limits
+    ) -> tuple[float, float]:
+        """From the composition to packets/s, for the flows known one by one and for the rest."""
+        scale = volume / composed
+        if seen is None or seen <= volume or limits.sample >= self._base.sample or composed <= rest:
+            return scale, scale
+        # More than the interface has room for: the flows were seen, and the unseen beside them were only inferred.
+        known_scale = min(seen / composed, volume / (composed - rest))
+        return known_scale, max(0.0, volume - known_scale * (composed - rest)) / max(rest, 1e-9)
 
     def _compose(self, *, is_surge: bool) -> None:
         """Let the old fade and add what was seen; only the largest flows are kept one by one."""

@@ -154,10 +154,9 @@ class Channel:
             if not events & WRITABLE:
                 return
             self._connected(self._socket, now)
+        # Nothing is sent here: the turn pumps after it looked at the blocks, and the governor knows no others.
         if events & ~WRITABLE:
             self._read(now)
-        if self._socket is not None:
-            self.pump(now)
 
     def _connected(self, plain: socket.socket, now: float) -> None:
         self._ramp.segment = segment_of(plain)._replace(is_secure=self._tls is not None)

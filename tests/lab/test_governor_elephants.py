@@ -25,7 +25,6 @@ MOST_HEADERS_BYTES = 66
 """Ethernet, IPv4, TCP with timestamps."""
 
 
-@pytest.mark.flaky(reruns=3)  # a flood out of the VM is taken for many flows in one try of four: docs/governor.md
 @pytest.mark.parametrize("elephant", ["TCP in", "TCP out", "UDP in", "UDP out"])
 def test_small_flows_are_whole_beside_an_elephant(rig: Rig, lab: Lab, elephant: str) -> None:
     """Every question, answer and page is there byte for byte; the elephant is there with its headers, SYN and FIN."""

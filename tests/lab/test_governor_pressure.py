@@ -5,10 +5,13 @@ import time
 
 import pytest
 
+from guestagent.governor.law import TICK_SECONDS
+from guestagent.governor.meter import Meter
+from guestagent.governor.pressure import Yielding
 from guestagent.lab.hosts import Lab
 from guestagent.lab.packets import udp_send
-from tests.lab.governed import VM, load_frames, scene_of, seconds_until, watch
-from tests.lab.rig import Rig, assert_ledger_closes
+from tests.lab.governed import LOAD_PORT, PEER, VM, load_frames, scene_of, seconds_until, watch
+from tests.lab.rig import Process, Rig, assert_ledger_closes
 
 pytestmark = pytest.mark.alone
 
@@ -17,6 +20,7 @@ OFFERED_PER_SECOND, PAYLOAD_BYTES = 80_000, 1400
 SECONDS, SETTLED_SECONDS = 7.0, 2.0
 SPINNERS_PER_CORE = 2
 YIELD_SECONDS, BACK_SECONDS, GATE = 1.0, 10.0, 1.3
+MOST_PRESSED_SECONDS = 60.0
 
 
 def test_a_slow_collector_costs_no_ring_drops(rig: Rig, lab: Lab) -> None:
@@ -26,7 +30,9 @@ def test_a_slow_collector_costs_no_ring_drops(rig: Rig, lab: Lab) -> None:
     # The switch's port towards the collector: the tap shall not see its own shaping.
     scene.switch.run(["tc", "qdisc", "add", "dev", "port1", "root", *shaper])
     collector, agent = scene.start("--cpu", "100", "--rate", "10gbit")
-    load = scene.peer.start(udp_send, VM, 9000, int(OFFERED_PER_SECOND * SECONDS), OFFERED_PER_SECOND, PAYLOAD_BYTES)
+    load = scene.peer.start(
+        udp_send, VM, LOAD_PORT, int(OFFERED_PER_SECOND * SECONDS), OFFERED_PER_SECOND, PAYLOAD_BYTES
+    )
     time.sleep(SETTLED_SECONDS)
     early = agent.status()["dropped_by_ring"]
     found = watch(agent, lambda: load.poll() is not None)
@@ -43,13 +49,29 @@ def spin() -> None:
         pass
 
 
+def seconds_whole_after_calm(agent: Process) -> float:
+    """How long it takes until all is kept, counted from when this machine, which others use, too, shows no pressure."""
+    meter, yielding, levels = Meter(), Yielding(), list[str]()
+    start = calm_since = time.monotonic()
+    while (limits := agent.status()["limits"])["reduced"]:
+        now = time.monotonic()
+        if pressure := yielding.step(now, meter.read()):
+            calm_since = now
+            levels.append(pressure)
+        assert now < start + MOST_PRESSED_SECONDS, (limits, levels[-1:], len(levels))
+        time.sleep(TICK_SECONDS)
+    meter.close()
+    return time.monotonic() - calm_since
+
+
 def test_a_busy_neighbour_is_given_way(rig: Rig, lab: Lab) -> None:
-    """Under burnt CPU the tap yields within a second but keeps headers, and is whole ten seconds after the end."""
+    """Under burnt CPU the tap yields within a second but keeps headers, and is whole ten seconds after it ends."""
     scene = scene_of(rig, lab)
     collector, agent = scene.start("--cpu", "5", yields=True)
-    load = scene.peer.start(udp_send, VM, 9000, 30_000 * 30, 30_000, 200)
+    # Outbound packets are the dear ones: these few cost more than yielding leaves, and put no pressure on the VM.
+    load = scene.vm.start(udp_send, PEER, LOAD_PORT, 10_000 * 120, 10_000, 200)
     time.sleep(2.0)
-    is_whole = not agent.status()["limits"]["reduced"]
+    before = agent.status()["limits"]
     spinners = [scene.vm.start(spin) for _ in range(SPINNERS_PER_CORE * (os.cpu_count() or 1))]
     yielded = seconds_until(agent, whole=False, timeout=5.0)
     pressed_ns = time.time_ns()
@@ -60,12 +82,12 @@ def test_a_busy_neighbour_is_given_way(rig: Rig, lab: Lab) -> None:
     for spinner in spinners:
         spinner.wait()
     calm_ns = time.time_ns()
-    back = seconds_until(agent, whole=True, timeout=BACK_SECONDS + 5)
+    back = seconds_whole_after_calm(agent)
     load.terminate()
     ledger, report = agent.stop(), collector.stop()
 
     assert_ledger_closes(ledger, report)
-    assert is_whole
+    assert not before["reduced"], before
     assert yielded <= GATE * YIELD_SECONDS
     assert back <= BACK_SECONDS
     assert limits["sample"] == 1

@@ -163,6 +163,18 @@ def test_demand_is_no_more_than_the_interface_counted() -> None:
     assert demand.total.packets <= 10_500
 
 
+def test_a_flood_that_passed_the_sampling_is_no_crowd() -> None:
+    """One flow of a tenth of all that fills the interface stands for itself: nothing is left to stand for nine more."""
+    estimator = DemandEstimator(BASE)
+    estimator.applied(0.0, 0, replace(BASE, sample=0.1))
+    for _ in range(2):
+        estimator.block(5000, samples(SECOND_NS, (1, 62, 128), (2, 1, 500), (3, 1, 500)))
+    demand = estimator.close(1.0, 10_000, Traffic(0, 10_300, 0, 1_400_000))
+
+    assert dict(demand.flows)[1].packets_out == pytest.approx(10_000, rel=0.05)
+    assert demand.total.packets <= 1.05 * 10_300 + 1
+
+
 def test_a_pause_is_judged_by_the_interface() -> None:
     """Paused, demand is what the interface counts times the selected part; while it counts nothing, what it was."""
     estimator = DemandEstimator(BASE)

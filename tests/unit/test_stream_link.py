@@ -198,6 +198,21 @@ def test_frames_go_and_acks_come(bench: Bench) -> None:
     assert bench.link.state.sent_bytes > sum(map(len, expected))
 
 
+def test_blocks_leave_in_a_pump_alone(bench: Bench) -> None:
+    """An ACK that comes in lets nothing out: the agent looks at each block before it pumps, for the governor."""
+    bench.connect()
+    bench.owner.queue([packet(1)])
+    bench.until(lambda: bench.collector.hear() or bench.collector.sequences())
+    bench.owner.queue([packet(2)])
+    bench.collector.acknowledge(1)
+    while not bench.owner.settled:
+        bench.loop.run_once(PATIENCE_SECONDS)
+    bench.collector.hear()
+    assert [1] == bench.collector.sequences()
+    bench.link.pump(bench.loop.now())
+    bench.until(lambda: bench.collector.hear() or [1, 2] == bench.collector.sequences())
+
+
 def test_a_socket_that_takes_little_gets_the_same_bytes() -> None:
     """Over tiny buffers every partial write goes on at the same byte; pings and frames never mix."""
     bench = Bench(receive_bytes=2048)
