@@ -192,7 +192,9 @@ class DemandEstimator:
         rest = Rates(*(max(0.0, part - sum(entry[i] for _, entry in known)) for i, part in enumerate(whole)))
         scale, rest_scale = self._scales(volume, seen, composed, rest.packets, limits)
         flows = tuple((flow, Rates(*entry[:4]).scaled(scale)) for flow, entry in known)
-        return Demand(flows, rest.scaled(rest_scale), self._unselected(whole.scaled(self._lately() / composed)))
+        # What sampling and pause hide is inferred from the interface; what was remembered would leave its growth over.
+        lately = volume if limits.paused or limits.sample < self._base.sample else self._lately()
+        return Demand(flows, rest.scaled(rest_scale), self._unselected(whole.scaled(lately / composed)))
 
     def _scales(
         self, volume: float, seen: float | None, composed: float, rest: float, limits: Limits

@@ -186,6 +186,7 @@ def test_a_pause_is_judged_by_the_interface() -> None:
         demand = estimator.close(0.1, 0, Traffic(0, 3000, 0, 192_000))
 
     assert demand.total.packets == pytest.approx(15_000, rel=0.05)
+    assert demand.unselected.packets == pytest.approx(30_000 * (1 - 1.1 / 2), rel=0.05)
     assert estimator.close(0.1, 0, None).total.packets == pytest.approx(15_000, rel=0.05)
 
 
