@@ -36,8 +36,8 @@ def markdown(result: Soaked) -> str:
     ]
     grown = (
         "*Grown* is the median of the last quarter less that of the second, RssAnon (without ring, code and mapped "
-        f"files); the gate is {MOST_GROWN_BYTES / 1e6:.0f} MB. What grows in the agent has a bound: the 4,096 flows that the "
-        "governor's look remembers, 1.5 MB (by tracemalloc), of which this traffic makes four a second."
+        f"files); the gate is {MOST_GROWN_BYTES / 1e6:.0f} MB. What grows in the agent has a bound: the 4,096 flows "
+        "that the governor's look remembers, 1.5 MB (by tracemalloc), of which this traffic makes four a second."
     )
     strangers = ", ".join(f"{size / 1e3:.0f} kB ({name})" for name, size in result.bytes_per_stranger.items())
     each = (
