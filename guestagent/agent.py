@@ -255,7 +255,7 @@ class Agent:
                 self._tap.refresh()
                 self._desk.window.add_report(self._report_body())
                 self._pump(now)
-            if is_quiet and not (self._desk.window.in_flight if self._desk.is_held else len(self._desk.window)):
+            if is_quiet and self._desk.is_settled:
                 return
             self._link.tick(now)
             self._loop.run_once(0.0 if has_more else DRAIN_STEP_SECONDS)

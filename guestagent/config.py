@@ -14,8 +14,10 @@ from guestagent.settings import merge
 from guestagent.trust import check_transport
 from guestagent.values import FLOOR_NAMES, SHEDDING
 
-MODES_OF = {"tunnels": ("balance", "replicate"), "collectors": ("failover", "spread")}
-MODES = tuple(mode for modes in MODES_OF.values() for mode in modes)
+MODES_OF = {"tunnels": ("balance", "replicate"), "collectors": ("failover", "spread", "replicate")}
+MODES = tuple(dict.fromkeys(mode for modes in MODES_OF.values() for mode in modes))
+MOST_COPIES = 3
+"""Streams that the VM pays for, each with CPU and bandwidth; a collector relays to any number of sensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,8 @@ class RunConfig:
     mode: str = ""
     """Of several tunnels: each flow to one that is well (`balance`, the default), or every copy to all (`replicate`).
 
-    Of several collectors: the first that is well (`failover`, the default), or each agent its own order (`spread`).
+    Of several collectors: the first that is well (`failover`, the default), each agent its own order (`spread`), or
+    every copy to all (`replicate`).
     """
     tls_ca: str = ""
     """PEM file of the authorities that the other end's certificate must come from."""
@@ -89,6 +92,11 @@ class RunConfig:
     retain_bytes: int = 0
     wire_size: bool = False
     """With `dir:`, as in CollectConfig."""
+
+    @property
+    def streams(self) -> int:
+        """How many collectors get every copy by streams of their own."""
+        return len(self.to) if self.mode == "replicate" and self.to[0].is_stream else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,10 +232,20 @@ def _all(config: RunConfig, kind: str) -> bool:
 def _check_mode(config: RunConfig) -> None:
     kind = "tunnels" if config.to[0].is_tunnel else "collectors"
     if config.mode and config.mode not in MODES_OF[kind]:
+        raise ConfigError(f"mode: {config.mode!r} is not for {kind}: choose among {', '.join(MODES_OF[kind])}")
+    if config.mode != "replicate" or config.to[0].is_tunnel:
+        return
+    if len(config.to) == 1:
         raise ConfigError(
-            f"mode: {config.mode!r} is not for {kind}: choose among {', '.join(MODES_OF[kind])}"
-            + ("; to copy to two collectors run two agents" if config.mode == "replicate" else "")
+            "mode: 'replicate' copies to several collectors, and to names one: name more, or leave it out"
         )
+    if config.streams > MOST_COPIES:
+        raise ConfigError(
+            f"to: {config.streams} collectors are more than the {MOST_COPIES} that mode = 'replicate' takes: "
+            "name fewer, and have one of them relay"
+        )
+    if config.dedupe:
+        raise ConfigError("dedupe: one collector can't lease packets for another: leave it out, or mode = 'replicate'")
 
 
 def _check_keys(keys: dict[str, int], endpoints: tuple[Endpoint, ...], flag: str) -> None:

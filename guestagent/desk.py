@@ -10,12 +10,12 @@ from math import inf
 from typing import Any
 
 from guestagent import __version__, identity
-from guestagent.capture.block import cut
 from guestagent.capture.engine import Capture
 from guestagent.capture.tap import Loan, Tap
 from guestagent.errors import ConfigError
 from guestagent.governor.bucket import Gate
 from guestagent.model import Exclusion, Interface, Selection
+from guestagent.runs import MOST_RUN_BYTES, block_frame, split
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Kind, ProtocolError
 from guestagent.tapstream.hello import MOST_COLLECTORS, AgentHello, CollectorHello, decode_counts, encode_interface
@@ -29,8 +29,6 @@ RUN_ID_BYTES = 16
 KEPT_EXCLUSIONS = 4
 """Closed connections of ours may still say FIN or be answered by RST; the last few stay left out."""
 MOST_NOTE_CHARACTERS = 200
-MOST_RUN_BYTES = 64 * 1024
-"""Of a frame while a cap binds: acknowledgements, and pings from us, come between."""
 
 
 class Desk:
@@ -62,6 +60,8 @@ class Desk:
         self._peers_until = inf
         self._rest: Loan | None = None
         """Of a block that leaves in several runs."""
+        self.kept_frames = 0
+        """Frames that one collector has and another waits for, where each gets every frame."""
         self.collector_note = ""
         """What the collector remarks with its acknowledgements, such as a full disk."""
         self._acknowledged: dict[str, int] = {}
@@ -206,7 +206,7 @@ class Desk:
             run, self._rest = split(whole, room_bytes, room_packets)
             is_first = run.start == run.block.start
             body = None if is_first else run.block.memory[run.start : run.end]
-            self.window.add(Kind.BLOCK, partial(_block_frame, run), run, body)
+            self.window.add(Kind.BLOCK, partial(block_frame, run), run, body)
         pending = self.window.send_next()
         if pending and pending.loan:
             self.gate.packets.spend(pending.loan.records)
@@ -260,6 +260,11 @@ class Desk:
         if not self.is_held:
             self.is_held, self._was_capped = True, self.gate_opens_at < inf
 
+    @property
+    def is_settled(self) -> bool:
+        """Is nothing left that a collector could still acknowledge?"""
+        return not (self.window.in_flight if self.is_held else len(self.window)) and not self.kept_frames
+
     def abandon(self) -> None:
         """The run ends: what nobody acknowledged is lost on the link, or to the cap that it waited for."""
         capped = self._was_capped or self.gate_opens_at < inf
@@ -271,30 +276,3 @@ class Desk:
         self.tap.settle(waiting, delivered=False, capped=capped)
         self._rest = None
         self.tap.abandon_rest(capped=capped)
-
-
-def split(loan: Loan, room_bytes: float, room_packets: float) -> tuple[Loan, Loan | None]:
-    """The run that may leave next, and what stays of the block: all leaves where the caps have room for it."""
-    if loan.end - loan.start <= room_bytes and loan.records <= room_packets:
-        return loan, None
-    most = int(min(room_packets, loan.records))
-    end, records = cut(
-        loan.block.memory, loan.start, loan.end, loan.records, most_bytes=MOST_RUN_BYTES, most_records=most
-    )
-    if records == loan.records:
-        return loan, None
-    rest = loan._replace(start=end, records=loan.records - records)
-    return loan._replace(end=end, records=records, is_last=False), rest
-
-
-def _block_frame(run: Loan, sequence: int) -> memoryview | bytes:
-    """The frame, or its header where a run stands amid others: the room in front of it is theirs."""
-    about = {
-        "interface": run.source.interface.id,
-        "sequence": sequence,
-        "records": run.records,
-        "flags": frames.FLAG_LAST_OF_BLOCK if run.is_last else 0,
-    }
-    if run.start == run.block.start:
-        return frames.write_block_header(run.block.memory, run.start, run.end, **about)
-    return frames.encode_block_header(size=run.end - run.start, **about)

@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -22,16 +23,21 @@ MOST_LAG_MARKS = 256
 """Ticks whose last frame is remembered, 25 s of them."""
 
 
-def budgets_of(config: RunConfig, speed_mbit: int) -> Budgets:
-    """What the operator allows; a rate by default only where copies cross the network."""
+def budgets_of(config: RunConfig, speed_mbit: int, streams: int = 1) -> Budgets:
+    """What the operator allows of each copy; a rate by default only where copies cross the network."""
     rate = config.rate if config.rate is not None or config.to[0].scheme != "dir" else inf
-    return budgets_for(
+    budgets = budgets_for(
         speed_mbit,
         full=config.full,
         cpu_percent=config.cpu,
         bytes_per_second=rate,
         packets_per_second=config.packets,
         yields=config.yields,
+    )
+    return replace(
+        budgets,
+        bytes_per_second=budgets.bytes_per_second / streams,
+        packets_per_second=budgets.packets_per_second / streams,
     )
 
 
@@ -41,6 +47,7 @@ class Steering:
     def __init__(self, config: RunConfig, desk: Desk, now: float) -> None:
         self._desk, self._tap = desk, desk.tap
         self._peek = Peek(desk.capture.wish.seed)
+        self._streams = config.streams
         self._meter = Meter()
         self._taken = (0, 0)
         self._sent_marks: deque[tuple[float, int]] = deque(maxlen=MOST_LAG_MARKS)
@@ -50,7 +57,7 @@ class Steering:
     def _follow(self, config: RunConfig, now: float, start: Limits | None = None) -> None:
         self._seed = config.seed
         speed_mbit = max(source.interface.speed_mbit for source in self._tap.sources)
-        self.budgets = budgets_of(config, speed_mbit)
+        self.budgets = budgets_of(config, speed_mbit, self._streams)
         wish = self._desk.capture.wish
         self.governor = Governor(
             self.budgets,
@@ -141,8 +148,8 @@ class Steering:
             "heavy_flows": len(limits.heavy),
             "heavy_fraction": limits.heavy_fraction,
             "paused": limits.paused,
-            "byte_cap": _finite(limits.byte_cap),
-            "packet_cap": _finite(limits.packet_cap),
+            "byte_cap": _finite(limits.byte_cap * self._streams),
+            "packet_cap": _finite(limits.packet_cap * self._streams),
             "dedupe_peers": len(selection.peers),
             "reduced": bool(limits.reason),
             "reason": limits.reason,
@@ -155,8 +162,8 @@ class Steering:
         """What the operator allows; None where nothing is bounded."""
         return {
             "cpu_percent": _finite(self.budgets.cpu_percent),
-            "bytes_per_second": _finite(self.budgets.bytes_per_second),
-            "packets_per_second": _finite(self.budgets.packets_per_second),
+            "bytes_per_second": _finite(self.budgets.bytes_per_second * self._streams),
+            "packets_per_second": _finite(self.budgets.packets_per_second * self._streams),
             "yield": self.budgets.yields,
         }
 

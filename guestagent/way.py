@@ -1,11 +1,15 @@
 """The way by which copies leave, as `to` names it: directory, tunnel or collector; each loads its own room alone."""
 
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from guestagent.config import RunConfig
 from guestagent.desk import Desk
 from guestagent.links.owner import Link
 from guestagent.loop import Loop
+
+if TYPE_CHECKING:
+    from guestagent.links.secure import Credentials
 
 
 def open_link(config: RunConfig, desk: Desk, loop: Loop, stack: ExitStack) -> Link:
@@ -49,5 +53,20 @@ def _collectors(config: RunConfig, desk: Desk, loop: Loop, _: ExitStack) -> Link
     from guestagent.links.stream import StreamLink
 
     tls = credentials(config, config.to, server_side=False)
+    if config.streams > 1:
+        return _replicated(config, desk, loop, tls)
     to = ordered(config.to, desk.agent_id) if config.mode == "spread" else config.to
     return StreamLink(to, desk, loop, tls, allow_cleartext=config.allow_cleartext)
+
+
+def _replicated(config: RunConfig, desk: Desk, loop: Loop, tls: "Credentials | None") -> Link:
+    from guestagent.links.replicate import ReplicateLink
+    from guestagent.links.stream import StreamLink
+    from guestagent.sharing import Sharing
+
+    sharing = Sharing(desk, config.streams)
+    links = [
+        StreamLink([one], share, loop, tls, allow_cleartext=config.allow_cleartext)
+        for one, share in zip(config.to, sharing.shares, strict=True)
+    ]
+    return ReplicateLink(links, sharing)

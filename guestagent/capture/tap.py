@@ -40,6 +40,8 @@ class Tap:
         """Of all blocks that the kernel retired, taken or not, as far as `look` saw them."""
         self._looked = {source.interface.id: 0 for source in sources}
         """How many blocks beyond those taken were looked at."""
+        self._kept = {source.interface.id: 0 for source in sources}
+        """Blocks that were settled and not yet given back."""
         self._told: dict[tuple[str, str, int], int] = {}
         """What each collector has told of each reason and interface, cumulative."""
 
@@ -79,8 +81,13 @@ class Tap:
                 self.retired_bytes += block.ring_bytes
                 yield source, block
 
-    def settle(self, loans: Iterable[Loan | None], *, delivered: bool, capped: bool = False) -> None:
-        """Give blocks back: acknowledged, or at the end of the run lost with the link or to a cap."""
+    def settle(
+        self, loans: Iterable[Loan | None], *, delivered: bool, capped: bool = False, keep: bool = False
+    ) -> None:
+        """Give blocks back: acknowledged, or at the end of the run lost with the link or to a cap.
+
+        With `keep` they are counted and stay until `give_back`.
+        """
         for loan in loans:
             if loan is None:
                 continue
@@ -89,13 +96,22 @@ class Tap:
                 ledger.delivered += loan.records
                 ledger.delivered_bytes += loan.end - loan.start
             else:
-                stale = _stale_records(loan)
+                stale = stale_records(loan)
                 ledger.unsupported_gso += stale
                 if capped:
                     ledger.capped += loan.records - stale
                 else:
                     ledger.lost_on_link += loan.records - stale
-            if loan.is_last:
+            if keep:
+                self._kept[loan.source.interface.id] += loan.is_last
+            elif loan.is_last:
+                loan.source.release(loan.block)
+
+    def give_back(self, loans: Iterable[Loan | None]) -> None:
+        """Give back blocks that were kept, in the order in which they were settled."""
+        for loan in loans:
+            if loan is not None and loan.is_last:
+                self._kept[loan.source.interface.id] -= 1
                 loan.source.release(loan.block)
 
     def note(self, collector_id: str, why: str, counts: dict[int, int]) -> None:
@@ -145,15 +161,18 @@ class Tap:
         """How full the fullest ring is with blocks that wait for acknowledgement."""
         return max((source.held_blocks() / source.block_count for source in self.sources), default=0.0)
 
+    def kept_fraction(self) -> float:
+        """How much of the fullest ring the blocks take that were settled and are kept."""
+        return max(self._kept[source.interface.id] / source.block_count for source in self.sources)
+
     def filled_fraction(self) -> float:
-        """How full the fullest ring is, with blocks that wait to be sent, too."""
-        return max(
-            (
-                (source.held_blocks() + self._looked[source.interface.id]) / source.block_count
-                for source in self.sources
-            ),
-            default=0.0,
-        )
+        """How full the fullest ring is, with blocks that wait to be sent, too; of the room that kept blocks leave."""
+        return max(map(self._filled_fraction, self.sources), default=0.0)
+
+    def _filled_fraction(self, source: Source) -> float:
+        kept = self._kept[source.interface.id]
+        waiting = source.held_blocks() - kept + self._looked[source.interface.id]
+        return waiting / max(1, source.block_count - kept)
 
     @property
     def waiting_bytes(self) -> int:
@@ -166,7 +185,7 @@ class Tap:
             source.close()
 
 
-def _stale_records(loan: Loan) -> int:
+def stale_records(loan: Loan) -> int:
     """The records without a packet, of a block that no collector will count: the kernel has them as dropped, too."""
     if loan.source.layout != LAYOUT_VIRTIO:
         return 0

@@ -40,16 +40,19 @@ class Run:
         self.ended = False
 
     def resume_at(self, hello: AgentHello, collector_id: str) -> int | None:
-        """The sequence to answer to a hello of this run: what is safe, not what waits in memory; None for nothing."""
+        """The sequence to answer to a hello of this run: what is safe, not what waits in memory; None for nothing.
+
+        What another collector has is skipped, and was never held.
+        """
         for facts in hello.interfaces:
             if not self.track.knows(facts.id):
                 self._describe(facts)
         self._make_safe()
         self.broken_ns = 0
+        held = self.acknowledged_sequence or None
         if self.place.skip_to(hello.first_sequence - 1, hello.acknowledged.get(collector_id, 0)):
             self.acknowledged_sequence = self.place.held_sequence
-            return None
-        return self.acknowledged_sequence or None
+        return held
 
     def _describe(self, facts: Interface) -> None:
         """Each mark lists all interfaces of the run, so there is a bound to them."""

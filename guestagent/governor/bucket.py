@@ -25,6 +25,11 @@ class TokenBucket:
     def _depth_of(rate: float) -> float:
         return max(1.0, rate * DEPTH_SECONDS)  # one packet at least, or a cap of 10 packets/s would let none out
 
+    @property
+    def rate(self) -> float:
+        """The cap, a second."""
+        return self._rate
+
     def set_rate(self, now: float, rate: float) -> None:
         """Hold another cap from now on; of what was saved under the old one, what the new one could save is kept."""
         if rate != self._rate:

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 MOST_BYTES_PER_TURN = 4 * 1024 * 1024
 """One turn of the loop sends no more, so that ticks, signals and status keep their time at 40 Gbit/s (0.8 ms)."""
-_IPPROTO_TCP = 6
 
 
 class Phase(Enum):
@@ -97,7 +96,7 @@ class Channel:
         family, place = address
         self._socket = bulk_socket(family, segment_bytes)
         remote = str(place[0]).partition("%")[0]
-        self.exclusion = Exclusion(_IPPROTO_TCP, remote, int(place[1]), self._socket.getsockname()[1])
+        self.exclusion = Exclusion(socket.IPPROTO_TCP, remote, int(place[1]), self._socket.getsockname()[1])
         self._owner.exclude(self.exclusion)
         try:
             self._socket.connect(place)
@@ -124,7 +123,7 @@ class Channel:
             # Of a hello, or of a certificate that was too long for the path, no word came back.
             self.is_swallowed = self.phase is Phase.GREETING and (self._tls is not None or self._queued_bytes() > 0)
             seconds = self.patience.connect_seconds
-            self._broken(f"{self.name} did not answer within {seconds:.1f} s ({self.phase.value})")
+            self.end(f"{self.name} did not answer within {seconds:.1f} s ({self.phase.value})")
 
     def _queued_bytes(self) -> int:
         return 0 if self._socket is None else queued_bytes(self._socket)
@@ -133,9 +132,9 @@ class Channel:
         sign = self._pulse.look(now, self._sent_bytes, self._queued_bytes())
         if sign is Sign.SWALLOWED:
             self.is_swallowed = True
-            self._broken(f"large packets do not get through to {self.name}, trying smaller ones")
+            self.end(f"large packets do not get through to {self.name}, trying smaller ones")
         elif sign is Sign.SILENT:
-            self._broken(f"{self.name} has been silent for {self.patience.silence_seconds:g} s")
+            self.end(f"{self.name} has been silent for {self.patience.silence_seconds:g} s")
         elif sign is Sign.QUIET:
             self._control.append(frames.encode(Kind.PING))
             self._pulse.asked(self._sent_bytes + self._ramp.waiting_bytes + frames.HEADER_BYTES)
@@ -149,7 +148,7 @@ class Channel:
         if self.phase is Phase.CONNECTING:
             error = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if error:
-                self._broken(f"no connection to {self.name}: {os.strerror(error)}")
+                self.end(f"no connection to {self.name}: {os.strerror(error)}")
                 return
             if not events & WRITABLE:
                 return
@@ -185,7 +184,7 @@ class Channel:
             while self._socket is not None:
                 count = self._socket.recv_into(self._deframer.space())
                 if count == 0:
-                    self._broken(f"{self.name} closed the connection")
+                    self.end(f"{self.name} closed the connection")
                     return
                 self._deframer.filled(count)
                 self._pulse.heard(now)
@@ -194,11 +193,11 @@ class Channel:
         except BlockingIOError:
             pass
         except OSError as error:
-            self._broken(f"the connection to {self.name} broke: {error.strerror or error}")
+            self.end(f"the connection to {self.name} broke: {error.strerror or error}")
         except _GoodbyeError as goodbye:
-            self._broken(str(goodbye))
+            self.end(str(goodbye))
         except ProtocolError as error:
-            self._broken(f"{self.name} is no collector of ours: {error}")
+            self.end(f"{self.name} is no collector of ours: {error}")
 
     def _handle(self, frame: Frame, now: float) -> None:
         if frame.kind == Kind.BYE:
@@ -245,7 +244,7 @@ class Channel:
             except OSError as error:
                 if not isinstance(error, ProtocolError):  # of TLS, which says it all
                     self._read(now)  # the peer may have said why before it closed
-                self._broken(f"the connection to {self.name} broke: {error.strerror or error}")
+                self.end(f"the connection to {self.name} broke: {error.strerror or error}")
                 return False
             left_bytes -= count
             self._sent_bytes += count
@@ -285,7 +284,8 @@ class Channel:
 
     # -- going down ---------------------------------------------------------------------------------------------
 
-    def _broken(self, reason: str) -> None:
+    def end(self, reason: str) -> None:
+        """The connection is over; what is queued is forgotten."""
         if self._socket is not None:
             abort(self._socket)
             self.close()

@@ -61,9 +61,11 @@ class LinkOwner(Protocol):
 
 
 class Link(Protocol):
-    """A way to a collector."""
+    """A way to a collector, or to several."""
 
-    state: LinkState
+    @property
+    def state(self) -> LinkState:
+        """How it is."""
 
     @property
     def is_blocked(self) -> bool:

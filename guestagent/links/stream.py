@@ -64,8 +64,7 @@ class StreamLink:
         allow_cleartext: bool = False,
     ) -> None:
         self._collectors = [Collector(one) for one in endpoints]
-        names = ", ".join(one.name for one in self._collectors)
-        self.state = LinkState(False, f"not yet connected to {names}")
+        self.state = LinkState(False, f"not yet connected to {', '.join(one.name for one in self._collectors)}")
         self._owner, self._loop, self._tls = owner, loop, tls
         self._allow_cleartext = allow_cleartext
         self._backoff = backoff or Backoff()
@@ -266,6 +265,14 @@ class StreamLink:
             self.state.reconnects += 1
             self._rota.broke(self._loop.now())
         self._failed(reason)
+
+    def cut(self, reason: str) -> bool:
+        """End the connection before the memory goes back that it sends; was it streaming?"""
+        channel = self._channel
+        if channel is None or channel.phase not in (Phase.GREETING, Phase.STREAMING):
+            return False
+        channel.end(f"{channel.name}: {reason}")
+        return channel.phase is Phase.STREAMING
 
     def _drop_watch(self) -> None:
         if self._watch is not None:

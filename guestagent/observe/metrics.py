@@ -97,20 +97,21 @@ def _destinations(found: Sequence[Snapshot]) -> Iterator[Family]:
     sources = [({"to": one["to"]}, one) for one in found]
     if sources:
         yield from (family for family in _table(rows.DESTINATION_ROWS, sources) if family.samples)
-        yield from _by_reason(rows.DESTINATION_REASONS, [one for one in sources if "lost_frames" in one[1]])
+        yield from _by_reason(rows.DESTINATION_REASONS, sources)
 
 
 def _by_reason(
     table: Iterable[tuple[str, str, str]], sources: Sequence[tuple[dict[str, str], Snapshot]]
 ) -> Iterator[Family]:
     """Counts that stand under their reasons; a reason shows once something was counted under it."""
-    for name, text, key in table if sources else ():
+    for name, text, key in table:
         found = [
             Sample({**labels, "reason": reason}, float(count))
             for labels, one in sources
-            for reason, count in one[key].items()
+            for reason, count in one.get(key, {}).items()
         ]
-        yield Family(name, text, found)
+        if any(key in one for _, one in sources):
+            yield Family(name, text, found)
 
 
 def _table(table: Iterable[Row], sources: list[tuple[dict[str, str], Snapshot]]) -> Iterator[Family]:

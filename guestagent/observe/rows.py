@@ -138,11 +138,14 @@ DESTINATION_ROWS = (
         "guestagent_destination_path_mtu_changes_total", "Changes of the path.", lambda one: one.get("path_mtu_changes")
     ),
     Row("guestagent_destination_truncated_frames_total", "Cut to the path's room.", lambda one: one.get("truncated")),
+    Row("guestagent_destination_delivered_records_total", "Records that it has.", lambda one: one.get("delivered")),
+    Row("guestagent_destination_in_flight_records", "Records that it is owed.", lambda one: one.get("in_flight")),
 )
 """Of each collector or sensor in `to`, and each sensor in `relay`; a stream and a tunnel have different ones."""
 DESTINATION_REASONS = (
     ("guestagent_destination_lost_frames_total", "Frames that did not leave.", "lost_frames"),
     ("guestagent_destination_faults_total", "What the network said of frames that left.", "faults"),
+    ("guestagent_destination_lost_records_total", "Records that another one has and it will not get.", "lost_records"),
 )
 """Counters by reason: name, help, key."""
 RELAY_ROWS = (Row("guestagent_relay_records_total", "Records given to sensors.", _key("records")),)

@@ -27,6 +27,10 @@ def _agent_lines(snapshot: dict[str, Any]) -> Iterator[str]:
     yield f"agent {snapshot['agent_id']}, {snapshot['engine']} engine: {snapshot['engine_reason']}"
     trouble = link.get("trouble")
     yield f"link: {link['text']}{f'; {trouble}' if trouble else ''}"
+    for one in link.get("destinations", ()):
+        if "lost_records" in one:
+            held = f"delivered {one['delivered']:,}, in flight {one['in_flight']:,}"
+            yield f"{one['to']}: {held}{_losses(one['lost_records'])}"
     for name, ledger in snapshot["interfaces"].items():
         is_up = snapshot.get("interfaces_up", {}).get(name, True)
         yield f"{name}: {'' if is_up else 'down, '}{ledger_sentence(ledger)}"

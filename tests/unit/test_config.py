@@ -133,7 +133,15 @@ BAD_FILES = [
     ("to = ['gre://h?key=1', 'gre://h?key=1']", "to: the same destination is named twice"),
     ("mode = 'first'", "mode: 'first' must be one of 'balance', 'replicate', 'failover', 'spread'"),
     ("mode = 'spread'\nto = 'gre://h?key=1'", "mode: 'spread' is not for tunnels: choose among balance, replicate"),
-    ("mode = 'replicate'", "mode: 'replicate' is not for collectors: choose among failover, spread; to copy"),
+    ("mode = 'replicate'", "mode: 'replicate' copies to several collectors, and to names one"),
+    (
+        "mode = 'replicate'\nto = ['tcp://10.0.0.1', 'tcp://10.0.0.2', 'tcp://10.0.0.3', 'tcp://10.0.0.4']",
+        "to: 4 collectors are more than the 3 that mode = 'replicate' takes: name fewer",
+    ),
+    (
+        "mode = 'replicate'\ndedupe = 'vpc-1'\nto = ['tcp://10.0.0.1', 'tcp://10.0.0.2']",
+        "dedupe: one collector can't lease packets for another: leave it out",
+    ),
     ("oversize = 'fragment'", "oversize: 'fragment' must be one of"),
     ("keys = 5", "keys: 5 must be a table"),
     ("[keys]\n'eth0 up' = 5", "keys: 'eth0 up' must be an interface"),

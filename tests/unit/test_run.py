@@ -179,9 +179,12 @@ def test_a_frame_in_front_of_a_bad_one_is_not_promised_unwritten(registry: Regis
 
 
 @pytest.mark.parametrize("ours", [0, 3, 10, 200])
-@pytest.mark.parametrize("first, held", [(1, 3), (4, 3), (5, None), (100, None)])
-def test_an_agent_that_went_on_elsewhere(registry: Registry, first: int, held: int | None, ours: int) -> None:
-    """What an agent no longer holds was acknowledged: by another collector, or by us, who lost it: a gap."""
+@pytest.mark.parametrize("first", [1, 4, 5, 100])
+def test_an_agent_that_went_on_elsewhere(registry: Registry, first: int, ours: int) -> None:
+    """What an agent no longer holds was acknowledged: by another collector, or by us, who lost it: a gap.
+
+    The answer names what we hold, whatever was skipped.
+    """
     run, _ = registry.open(agent_hello())
     for sequence in (1, 2, 3):
         take(run, packets_frame(sequence, [packet(sequence)]))
@@ -189,7 +192,7 @@ def test_an_agent_that_went_on_elsewhere(registry: Registry, first: int, held: i
     take(run, packets_frame(max(first, 4), [packet(9)]))
     gaps = max(0, min(ours, first - 1) - 3)
 
-    assert held == answer.held_sequence
+    assert answer.held_sequence == 3
     assert (gaps, max(0, first - 4) - gaps) == (run.place.gaps, run.place.elsewhere)
 
 
