@@ -1,19 +1,34 @@
 """Every frame to several collectors: blocks come back once, in order, and the books of each collector close."""
 
 from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict
+from math import inf
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from guestagent.capture.engine import Capture, Wish
 from guestagent.capture.source import RetiredBlock
+from guestagent.config import RunConfig
 from guestagent.desk import Desk
+from guestagent.endpoint import Endpoint
+from guestagent.links.replicate import ReplicateLink
+from guestagent.links.stream import StreamLink
+from guestagent.model import Exclusion
+from guestagent.observe.rows import DESTINATION_REASONS, DESTINATION_ROWS
 from guestagent.sharing import MOST_KEPT_FRACTION, Share, Sharing
+from guestagent.steering import budgets_of
+from guestagent.tapstream import frames
+from guestagent.tapstream.fanout import AWAY, ENDED, LAGGING
+from guestagent.tapstream.frames import Kind, ProtocolError
 from guestagent.tapstream.hello import CollectorHello
-from guestagent.tapstream.session import Pending
+from guestagent.tapstream.session import Backoff, Pending
 from tests.fakes import EPOCH_NS, FakeSource, interface
+from tests.unit.test_stream_link import FakeCollector, SkewedLoop
 
 COLLECTORS = 3
 BLOCKS = 8
@@ -195,4 +210,254 @@ class Replicating(RuleBasedStateMachine):
 
 
 TestReplicating = Replicating.TestCase
-TestReplicating.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestReplicating.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+@pytest.fixture
+def ring() -> NumberedRing:
+    """One interface's ring."""
+    return NumberedRing(block_count=BLOCKS)
+
+
+def sharing_of(ring: NumberedRing, count: int = 2) -> tuple[Sharing, list[FileCollector]]:
+    """A desk over this ring, and collectors that are connected."""
+    sharing = Sharing(desk_of(ring), count)
+    collectors = [FileCollector(share, f"c{at}") for at, share in enumerate(sharing.shares)]
+    for one in collectors:
+        one.connect()
+    return sharing, collectors
+
+
+def copy(one: FileCollector) -> None:
+    """Everything that there is goes to a collector and is acknowledged."""
+    while one.send():
+        one.receive()
+    one.acknowledge()
+
+
+def test_a_block_waits_for_the_slower_one(ring: NumberedRing) -> None:
+    """The ledger counts what one collector has; the block goes back when the other has it, too."""
+    sharing, (quick, slow) = sharing_of(ring)
+    ring.fill(3, 0)
+    copy(quick)
+    assert (3, 1, 1) == (sharing.desk.tap.refresh().delivered, ring.held_blocks(), sharing.desk.kept_frames)
+    assert not sharing.desk.is_settled
+
+    copy(slow)
+    assert (3, 0, 0) == (sharing.desk.tap.refresh().delivered, ring.held_blocks(), sharing.desk.kept_frames)
+    assert sharing.desk.is_settled
+
+
+def test_half_a_ring_is_kept_and_no_more(ring: NumberedRing) -> None:
+    """One that takes nothing is cut off when half the ring waits for it alone, and loses the older half of that."""
+    sharing, (quick, slow) = sharing_of(ring)
+    cuts = []
+    for _ in range(BLOCKS // 2 + 1):
+        ring.fill(3, 0)
+        copy(quick)
+        sharing.relieve(lambda at: cuts.append(at) or slow.lose_connection())
+    books = sharing.describe(1)
+
+    assert [1] == cuts
+    assert {AWAY: 0, LAGGING: 9, ENDED: 0} == books["lost_records"]
+    assert (0, 6, 2) == (books["delivered"], books["in_flight"], ring.held_blocks())
+    assert slow.share.hello().first_sequence == 4
+    assert quick.share.hello().acknowledged == {"c0": 5}
+
+
+def test_nobody_is_cut_off_where_nobody_keeps_up(ring: NumberedRing) -> None:
+    """With all collectors away the ring holds everything, as with one."""
+    sharing, collectors = sharing_of(ring)
+    for _ in range(BLOCKS):
+        ring.fill(3, 0)
+        for one in collectors:
+            one.send()
+    sharing.relieve(lambda at: pytest.fail(f"{at} was cut off"))
+
+    assert ring.held_blocks() == BLOCKS
+    assert not any(sum(sharing.describe(at)["lost_records"].values()) for at in range(2))
+
+
+def test_stale_records_that_different_collectors_missed(ring: NumberedRing) -> None:
+    """Two collectors that each lack a block with stale records: the ledger has all of these once, and closes."""
+    sharing, (one, other) = sharing_of(ring)
+    for lucky, unlucky in ((one, other), (other, one)):
+        unlucky.lose_connection()
+        for _ in range(BLOCKS // 2 + 1):
+            ring.fill(3, 1)
+            copy(lucky)
+        sharing.relieve(lambda _: False)
+        unlucky.connect()
+        copy(unlucky)
+    sharing.finish()
+    ledger = sharing.desk.tap.refresh()
+
+    assert (10, 30, 0) == (ledger.unsupported_gso, ledger.delivered, ledger.in_flight)
+    for at in range(2):
+        books = sharing.describe(at)
+        assert (30, 0) == (books["delivered"] + books["lost_records"][AWAY], books["in_flight"])
+        assert books["lost_records"][AWAY] > 0
+
+
+def test_an_acknowledgement_of_what_was_never_sent_is_refused(ring: NumberedRing) -> None:
+    """A collector that claims frames which only the other one was sent is cut off, and no block goes back."""
+    _, (one, other) = sharing_of(ring)
+    ring.fill(3, 0)
+    copy(one)
+    with pytest.raises(ProtocolError, match="acknowledges frame 1, which was never sent"):
+        other.share.acknowledged(1, "c1", {})
+    with pytest.raises(ProtocolError, match="which was never sent"):
+        other.share.resumed(CollectorHello("c1", "", 7, {}))
+
+    assert ring.held_blocks() == 1
+
+
+def test_what_collectors_remark_stands_side_by_side(ring: NumberedRing) -> None:
+    """The remark of one is not wiped out by the other's acknowledgement."""
+    sharing, (one, other) = sharing_of(ring)
+    one.share.acknowledged(0, "c0", {"note": "disk\nfull"})
+    other.share.acknowledged(0, "c1", {})
+    assert "disk\\nfull" in sharing.desk.collector_note
+
+    one.share.acknowledged(0, "c0", {})
+    assert sharing.desk.collector_note == ""
+
+
+def test_reports_alone_are_bounded(ring: NumberedRing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without traffic a collector that is away is owed a bounded number of reports."""
+    monkeypatch.setattr("guestagent.sharing.MOST_KEPT_FRAMES", 10)
+    sharing, (one, other) = sharing_of(ring)
+    other.lose_connection()
+    for _ in range(100):
+        sharing.desk.window.add_report({})
+        copy(one)
+        sharing.relieve(lambda _: False)
+
+    assert sharing.desk.kept_frames <= 10
+    assert not any(sharing.describe(1)["lost_records"].values())
+
+
+def test_each_copy_has_its_own_part_of_the_cap(ring: NumberedRing) -> None:
+    """What one collector's connection spends is not the other's, and together they stay within the cap."""
+    both = (Endpoint("tcp", "10.0.0.1", 4795), Endpoint("tcp", "10.0.0.2", 4795))
+    config = RunConfig(to=both, mode="replicate", rate=2000.0, packets=100.0)
+    budgets = budgets_of(config, 0, config.streams)
+    sharing, (one, other) = sharing_of(ring)
+    sharing.desk.gate.set_caps(0.0, budgets.bytes_per_second, inf)
+    for share in (one.share, other.share):
+        assert share.allowance(0.0) == 0
+    assert sharing.desk.gate_opens_at < inf
+    one.share.spent(1000)
+
+    assert (1000.0, 50.0) == (budgets.bytes_per_second, budgets.packets_per_second)
+    assert one.share.allowance(0.5) == 0
+    assert other.share.allowance(0.5) == 40
+
+
+def test_a_connection_stays_left_out_while_another_is_made_again_and_again() -> None:
+    """However often the second collector is tried, the capture never sees the stream to the first."""
+    left_out: list[tuple[Exclusion, ...]] = []
+    desk = desk_of(NumberedRing(block_count=BLOCKS))
+    desk._attach = lambda *_: left_out.append(tuple(desk._exclusions))  # type: ignore[method-assign]
+    one, other = Sharing(desk, 2).shares
+    stream = Exclusion(6, "10.0.0.1", 4795, 50000)
+    one.exclude(stream)
+    for port in range(50001, 50020):
+        other.exclude(Exclusion(6, "10.0.0.2", 4795, port))
+
+    assert all(stream in now for now in left_out)
+    assert left_out[-1][-1].local_port == 50019
+
+
+class Bench:
+    """A replicating link to two collectors on 127.0.0.1."""
+
+    def __init__(self) -> None:
+        self.loop = SkewedLoop()
+        self.ring = NumberedRing(block_count=BLOCKS)
+        self.sharing = Sharing(desk_of(self.ring), 2)
+        self.sharing.desk._attach = lambda *_: None  # type: ignore[method-assign]
+        self.collectors = [FakeCollector(receive_bytes=4096) for _ in range(2)]
+        self.link = ReplicateLink(
+            [
+                StreamLink([Endpoint("tcp", "127.0.0.1", one.port)], share, self.loop, None, Backoff(lambda: 0.0))
+                for one, share in zip(self.collectors, self.sharing.shares, strict=True)
+            ],
+            self.sharing,
+        )
+
+    def turn(self, times: int = 1) -> None:
+        """The agent's loop."""
+        for _ in range(times):
+            self.link.tick(self.loop.now())
+            self.loop.run_once(0.002)
+            self.link.pump(self.loop.now())
+
+    def connect(self, *numbers: int, held: int | None = None) -> None:
+        """Collectors accept and greet."""
+        self.loop.skew += 1.0
+        for at in numbers:
+            self.turn(3)
+            self.collectors[at].accept()
+            while not self.collectors[at].heard:
+                self.turn()
+                self.collectors[at].hear()
+            self.collectors[at].greet(held)
+        self.turn(5)
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.link.close()
+        for one in self.collectors:
+            one.close_connection()
+            one.listener.close()
+        self.loop.close()
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    """Two collectors that have not accepted yet."""
+    made = Bench()
+    yield made
+    made.close()
+
+
+def test_the_stalled_connection_is_cut_and_made_again(bench: Bench) -> None:
+    """A collector that stops reading is cut off in the middle of a frame; its next hello begins where it goes on."""
+    bench.connect(0, 1)
+    quick, stalled = bench.collectors
+    assert bench.link.state.connected
+    for number in range(1, BLOCKS):
+        bench.ring.retire([bytes(900_000)])
+        bench.ring.stale_of[0] = 0
+        while number not in quick.sequences():
+            bench.turn()
+            quick.hear()
+        quick.acknowledge(number)
+        bench.turn(3)
+    state = bench.link.state
+
+    assert state.connected
+    assert (1, [True, False]) == (state.reconnects, [one["serves"] for one in state.destinations])
+    assert "left behind" in state.text
+    assert bench.ring.held_blocks() <= BLOCKS // 2
+    bench.connect(1, held=None)
+    (hello,) = [frames.json.loads(text) for kind, _, text in stalled.heard if kind is Kind.HELLO]
+    assert hello["first_sequence"] == bench.sharing.fanout.first_sequence > 1
+    while BLOCKS - 1 not in stalled.sequences():
+        bench.turn()
+        stalled.hear()
+    assert list(range(hello["first_sequence"], BLOCKS)) == stalled.sequences()
+
+
+def test_status_and_metrics_have_the_books(bench: Bench) -> None:
+    """Each destination of the link's state carries its books, and the tables of metrics read them."""
+    bench.connect(0)
+    rows = asdict(bench.link.state)["destinations"]
+    read = {row.name: [row.value(one) for one in rows] for row in DESTINATION_ROWS}
+
+    assert [{AWAY: 0, LAGGING: 0, ENDED: 0}] * 2 == [one["lost_records"] for one in rows]
+    assert [0, 0] == read["guestagent_destination_delivered_records_total"]
+    assert [0, 0] == read["guestagent_destination_in_flight_records"]
+    assert [1, 0] == read["guestagent_destination_serves"]
+    assert "lost_records" in {key for _, _, key in DESTINATION_REASONS}
