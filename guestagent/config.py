@@ -245,7 +245,7 @@ def _check_mode(config: RunConfig) -> None:
             "name fewer, and have one of them relay"
         )
     if config.dedupe:
-        raise ConfigError("dedupe: one collector can't lease packets for another: leave it out, or mode = 'replicate'")
+        raise ConfigError("mode: with 'replicate' one collector can't lease packets for another: leave dedupe out")
 
 
 def _check_keys(keys: dict[str, int], endpoints: tuple[Endpoint, ...], flag: str) -> None:

@@ -140,7 +140,7 @@ BAD_FILES = [
     ),
     (
         "mode = 'replicate'\ndedupe = 'vpc-1'\nto = ['tcp://10.0.0.1', 'tcp://10.0.0.2']",
-        "dedupe: one collector can't lease packets for another: leave it out",
+        "mode: with 'replicate' one collector can't lease packets for another: leave dedupe out",
     ),
     ("oversize = 'fragment'", "oversize: 'fragment' must be one of"),
     ("keys = 5", "keys: 5 must be a table"),

@@ -95,6 +95,18 @@ COLLECTORS = [
 ]
 
 
+REPLICAS = [
+    {
+        **one,
+        "serves": True,
+        "delivered": 90 - at,
+        "in_flight": 1,
+        "lost_records": {"collector_away": at, "run_ended": 0},
+    }
+    for at, one in enumerate(COLLECTORS)
+]
+
+
 def with_destinations(destinations: list[dict[str, Any]]) -> dict[str, Any]:
     """An agent's snapshot with these."""
     return agent(link={**agent()["link"], "destinations": destinations})
@@ -113,7 +125,14 @@ def busy_collector() -> dict[str, Any]:
     }
 
 
-EVERYTHING = (agent(), with_destinations([SENSOR]), with_destinations(COLLECTORS), collector(), busy_collector())
+EVERYTHING = (
+    agent(),
+    with_destinations([SENSOR]),
+    with_destinations(COLLECTORS),
+    with_destinations(REPLICAS),
+    collector(),
+    busy_collector(),
+)
 NAMES = {family.name for snapshot in EVERYTHING for family in families(snapshot)}
 
 
@@ -172,6 +191,19 @@ def test_each_sentence_of_the_governor_has_its_label(cause: str, label: str) -> 
     assert ("", UNKNOWN) == (cause_of(""), cause_of("a sentence of tomorrow"))
 
 
+def test_collectors_that_each_get_every_copy_have_their_books() -> None:
+    """What each of them has, is owed and misses, by reason; a collector among several in turn tells none of it."""
+    told = exposed(with_destinations(REPLICAS))
+    alone = exposed(with_destinations(COLLECTORS))
+    second = (("to", "tls://b:4795"),)
+    away = (("reason", "collector_away"), *second)
+
+    assert told["guestagent_destination_delivered_records_total", second] == 89
+    assert told["guestagent_destination_in_flight_records", second] == 1
+    assert told["guestagent_destination_lost_records_total", away] == 1
+    assert not any("_records" in name for name, _ in alone if "destination" in name)
+
+
 def test_where_copies_go_is_told() -> None:
     """Failover: which collector serves, and how often each took the run; tunnels: what left, what did not and why."""
     told = exposed(with_destinations(COLLECTORS))
@@ -211,7 +243,7 @@ def test_agents_of_a_collector_are_bounded() -> None:
     assert sum(range(MOST_AGENT_LABELS, count)) == lines[THE_REST]
 
 
-@pytest.mark.parametrize("snapshot", EVERYTHING, ids=["agent", "tunnels", "failover", "collector", "busy"])
+@pytest.mark.parametrize("snapshot", EVERYTHING, ids=["agent", "tunnels", "failover", "replicate", "collector", "busy"])
 def test_promtool_finds_no_fault(snapshot: dict[str, Any]) -> None:
     """Prometheus's own linter accepts names, units and help of everything that is told."""
     text = Exposition(lambda: snapshot).render()[1]
