@@ -223,6 +223,7 @@ def _config_seeds() -> Iterator[bytes]:
     )
     yield b'listen = "tcp://127.0.0.1"\nrelay = "vxlan://10.0.0.9?vni=1"\nworkers = 2\n[keys]\n"vm/eth0 in" = 5\n'
     yield b'to = ["vxlan://10.0.0.9?vni=1", "geneve://10.0.0.8?vni=2"]\nmode = "replicate"\n[keys]\nin = 5\n'
+    yield b'to = ["tcp://10.0.0.9", "tls://c1:4795"]\nmode = "replicate"\ndedupe = "vpc-1"\n'
 
 
 def _endpoint(data: bytes) -> None:

@@ -34,18 +34,26 @@ COLLECTORS = 3
 BLOCKS = 8
 
 
-class ScribblingRing(FakeSource):
-    """Ends like a ring: what was given back is written over at once."""
+class WatchedRing(FakeSource):
+    """Ends like a ring: what was given back is written over at once. Remembers how many stale records a block has."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.stale_of: list[int] = []
+
+    def fill(self, packets: int, stale: int, first_ns: int = EPOCH_NS) -> None:
+        """A block, or a drop where there is no room."""
+        if len(self.taken) + len(self.waiting) >= self.block_count:
+            self.refuse(packets)
+            return
+        self.retire([bytes(60)] * packets, first_ns, stale)
+        self.waiting[-1] = self.waiting[-1]._replace(number=len(self.stale_of))
+        self.stale_of.append(stale)
 
     def release(self, block: RetiredBlock) -> None:
         """The kernel has it again."""
         super().release(block)
         block.memory[:] = bytes(len(block.memory))
-
-    @property
-    def is_full(self) -> bool:
-        """Has the kernel no block left?"""
-        return len(self.taken) + len(self.waiting) >= self.block_count
 
 
 def desk_of(*sources: FakeSource) -> Desk:
@@ -115,30 +123,12 @@ class FileCollector:
         return sum(records - stale for at, (records, stale) in self.frames.items() if at <= self.told)
 
 
-class NumberedRing(ScribblingRing):
-    """Remembers how many stale records each block has."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.stale_of: dict[int, int] = {}
-
-    def fill(self, packets: int, stale: int, first_ns: int = EPOCH_NS) -> None:
-        """A block, or a drop where there is no room."""
-        if self.is_full:
-            self.refuse(packets)
-            return
-        self.retire([bytes(60)] * packets, first_ns, stale)
-        number = len(self.stale_of)
-        self.waiting[-1] = self.waiting[-1]._replace(number=number)
-        self.stale_of[number] = stale
-
-
 class Replicating(RuleBasedStateMachine):
     """Blocks come; collectors take, acknowledge, die, come back; the ring runs full."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.rings = [NumberedRing(interface(at, f"eth{at}"), block_count=BLOCKS) for at in range(2)]
+        self.rings = [WatchedRing(interface(at, f"eth{at}"), block_count=BLOCKS) for at in range(2)]
         self.desk = desk_of(*self.rings)
         self.sharing = Sharing(self.desk, COLLECTORS)
         self.collectors = [FileCollector(share, f"c{at}") for at, share in enumerate(self.sharing.shares)]
@@ -199,7 +189,7 @@ class Replicating(RuleBasedStateMachine):
         self.sharing.finish()
         self.desk.abandon()
         ledger = self.desk.tap.refresh()
-        stale = sum(sum(ring.stale_of.values()) for ring in self.rings)
+        stale = sum(sum(ring.stale_of) for ring in self.rings)
         assert not any(ring.taken or ring.waiting for ring in self.rings)
         assert (0, stale) == (ledger.in_flight, ledger.unsupported_gso)
         assert not any(one.in_flight for one in self.desk.tap.ledgers.values())
@@ -214,12 +204,12 @@ TestReplicating.settings = settings(max_examples=100, stateful_step_count=40, de
 
 
 @pytest.fixture
-def ring() -> NumberedRing:
+def ring() -> WatchedRing:
     """One interface's ring."""
-    return NumberedRing(block_count=BLOCKS)
+    return WatchedRing(block_count=BLOCKS)
 
 
-def sharing_of(ring: NumberedRing, count: int = 2) -> tuple[Sharing, list[FileCollector]]:
+def sharing_of(ring: WatchedRing, count: int = 2) -> tuple[Sharing, list[FileCollector]]:
     """A desk over this ring, and collectors that are connected."""
     sharing = Sharing(desk_of(ring), count)
     collectors = [FileCollector(share, f"c{at}") for at, share in enumerate(sharing.shares)]
@@ -235,7 +225,7 @@ def copy(one: FileCollector) -> None:
     one.acknowledge()
 
 
-def test_a_block_waits_for_the_slower_one(ring: NumberedRing) -> None:
+def test_a_block_waits_for_the_slower_one(ring: WatchedRing) -> None:
     """The ledger counts what one collector has; the block goes back when the other has it, too."""
     sharing, (quick, slow) = sharing_of(ring)
     ring.fill(3, 0)
@@ -248,7 +238,7 @@ def test_a_block_waits_for_the_slower_one(ring: NumberedRing) -> None:
     assert sharing.desk.is_settled
 
 
-def test_half_a_ring_is_kept_and_no_more(ring: NumberedRing) -> None:
+def test_half_a_ring_is_kept_and_no_more(ring: WatchedRing) -> None:
     """One that takes nothing is cut off when half the ring waits for it alone, and loses the older half of that."""
     sharing, (quick, slow) = sharing_of(ring)
     cuts = []
@@ -265,7 +255,7 @@ def test_half_a_ring_is_kept_and_no_more(ring: NumberedRing) -> None:
     assert quick.share.hello().acknowledged == {"c0": 5}
 
 
-def test_nobody_is_cut_off_where_nobody_keeps_up(ring: NumberedRing) -> None:
+def test_nobody_is_cut_off_where_nobody_keeps_up(ring: WatchedRing) -> None:
     """With all collectors away the ring holds everything, as with one."""
     sharing, collectors = sharing_of(ring)
     for _ in range(BLOCKS):
@@ -278,7 +268,7 @@ def test_nobody_is_cut_off_where_nobody_keeps_up(ring: NumberedRing) -> None:
     assert not any(sum(sharing.describe(at)["lost_records"].values()) for at in range(2))
 
 
-def test_stale_records_that_different_collectors_missed(ring: NumberedRing) -> None:
+def test_stale_records_that_different_collectors_missed(ring: WatchedRing) -> None:
     """Two collectors that each lack a block with stale records: the ledger has all of these once, and closes."""
     sharing, (one, other) = sharing_of(ring)
     for lucky, unlucky in ((one, other), (other, one)):
@@ -299,7 +289,7 @@ def test_stale_records_that_different_collectors_missed(ring: NumberedRing) -> N
         assert books["lost_records"][AWAY] > 0
 
 
-def test_an_acknowledgement_of_what_was_never_sent_is_refused(ring: NumberedRing) -> None:
+def test_an_acknowledgement_of_what_was_never_sent_is_refused(ring: WatchedRing) -> None:
     """A collector that claims frames which only the other one was sent is cut off, and no block goes back."""
     _, (one, other) = sharing_of(ring)
     ring.fill(3, 0)
@@ -312,7 +302,7 @@ def test_an_acknowledgement_of_what_was_never_sent_is_refused(ring: NumberedRing
     assert ring.held_blocks() == 1
 
 
-def test_what_collectors_remark_stands_side_by_side(ring: NumberedRing) -> None:
+def test_what_collectors_remark_stands_side_by_side(ring: WatchedRing) -> None:
     """The remark of one is not wiped out by the other's acknowledgement."""
     sharing, (one, other) = sharing_of(ring)
     one.share.acknowledged(0, "c0", {"note": "disk\nfull"})
@@ -323,7 +313,7 @@ def test_what_collectors_remark_stands_side_by_side(ring: NumberedRing) -> None:
     assert sharing.desk.collector_note == ""
 
 
-def test_reports_alone_are_bounded(ring: NumberedRing, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_alone_are_bounded(ring: WatchedRing, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without traffic a collector that is away is owed a bounded number of reports."""
     monkeypatch.setattr("guestagent.sharing.MOST_KEPT_FRAMES", 10)
     sharing, (one, other) = sharing_of(ring)
@@ -337,7 +327,7 @@ def test_reports_alone_are_bounded(ring: NumberedRing, monkeypatch: pytest.Monke
     assert not any(sharing.describe(1)["lost_records"].values())
 
 
-def test_each_copy_has_its_own_part_of_the_cap(ring: NumberedRing) -> None:
+def test_each_copy_has_its_own_part_of_the_cap(ring: WatchedRing) -> None:
     """What one collector's connection spends is not the other's, and together they stay within the cap."""
     both = (Endpoint("tcp", "10.0.0.1", 4795), Endpoint("tcp", "10.0.0.2", 4795))
     config = RunConfig(to=both, mode="replicate", rate=2000.0, packets=100.0)
@@ -357,7 +347,7 @@ def test_each_copy_has_its_own_part_of_the_cap(ring: NumberedRing) -> None:
 def test_a_connection_stays_left_out_while_another_is_made_again_and_again() -> None:
     """However often the second collector is tried, the capture never sees the stream to the first."""
     left_out: list[tuple[Exclusion, ...]] = []
-    desk = desk_of(NumberedRing(block_count=BLOCKS))
+    desk = desk_of(WatchedRing(block_count=BLOCKS))
     desk._attach = lambda *_: left_out.append(tuple(desk._exclusions))  # type: ignore[method-assign]
     one, other = Sharing(desk, 2).shares
     stream = Exclusion(6, "10.0.0.1", 4795, 50000)
@@ -374,7 +364,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.loop = SkewedLoop()
-        self.ring = NumberedRing(block_count=BLOCKS)
+        self.ring = WatchedRing(block_count=BLOCKS)
         self.sharing = Sharing(desk_of(self.ring), 2)
         self.sharing.desk._attach = lambda *_: None  # type: ignore[method-assign]
         self.collectors = [FakeCollector(receive_bytes=4096) for _ in range(2)]
@@ -429,7 +419,6 @@ def test_the_stalled_connection_is_cut_and_made_again(bench: Bench) -> None:
     assert bench.link.state.connected
     for number in range(1, BLOCKS):
         bench.ring.retire([bytes(900_000)])
-        bench.ring.stale_of[0] = 0
         while number not in quick.sequences():
             bench.turn()
             quick.hear()
