@@ -168,9 +168,9 @@ def test_heavy_and_sample_together(
 
     if own is None or own not in heavy:
         assert kept(compose(sample=sample, seed=SEED, slice_=slice_), frame) == got
-    elif own >= sample * 2**32:
+    elif own >= int(sample * 2**32):
         assert got is None
-    elif chance < fraction * 2**32:
+    elif chance < int(fraction * 2**32):
         assert headers_of(frame, slice_) == got
     else:
         assert got in (None, headers_of(frame, slice_))
