@@ -28,7 +28,7 @@ from guestagent.tapstream.frames import Kind, ProtocolError
 from guestagent.tapstream.hello import CollectorHello
 from guestagent.tapstream.session import Backoff, Pending
 from tests.fakes import EPOCH_NS, FakeSource, interface
-from tests.unit.test_stream_link import FakeCollector, SkewedLoop
+from tests.streams import FakeCollector, SkewedLoop
 
 COLLECTORS = 3
 BLOCKS = 8

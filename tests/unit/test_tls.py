@@ -24,7 +24,7 @@ from guestagent.tapstream.session import Backoff
 from guestagent.trust import is_exposed, is_private
 from tests.fakes import FakeOwner
 from tests.repo.test_import_budget import loaded_by
-from tests.unit.test_stream_link import SkewedLoop
+from tests.streams import SkewedLoop
 
 
 @pytest.fixture(scope="module")
