@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import closing
 
 import pytest
 
@@ -51,16 +52,15 @@ def spin() -> None:
 
 def seconds_whole_after_calm(agent: Process) -> float:
     """How long it takes until all is kept, counted from when this machine, which others use, too, shows no pressure."""
-    meter, yielding, levels = Meter(), Yielding(), list[str]()
+    yielding, seen = Yielding(), ""
     start = calm_since = time.monotonic()
-    while (limits := agent.status()["limits"])["reduced"]:
-        now = time.monotonic()
-        if pressure := yielding.step(now, meter.read()):
-            calm_since = now
-            levels.append(pressure)
-        assert now < start + MOST_PRESSED_SECONDS, (limits, levels[-1:], len(levels))
-        time.sleep(TICK_SECONDS)
-    meter.close()
+    with closing(Meter()) as meter:
+        while (limits := agent.status()["limits"])["reduced"]:
+            now = time.monotonic()
+            if pressure := yielding.step(now, meter.read()):
+                calm_since, seen = now, pressure
+            assert now < start + MOST_PRESSED_SECONDS, f"{limits}; pressure of this machine: {seen}"
+            time.sleep(TICK_SECONDS)
     return time.monotonic() - calm_since
 
 
@@ -71,7 +71,7 @@ def test_a_busy_neighbour_is_given_way(rig: Rig, lab: Lab) -> None:
     # Outbound packets are the dear ones: these few cost more than yielding leaves, and put no pressure on the VM.
     load = scene.vm.start(udp_send, PEER, LOAD_PORT, 10_000 * 120, 10_000, 200)
     time.sleep(2.0)
-    before = agent.status()["limits"]
+    seconds_whole_after_calm(agent)
     spinners = [scene.vm.start(spin) for _ in range(SPINNERS_PER_CORE * (os.cpu_count() or 1))]
     yielded = seconds_until(agent, whole=False, timeout=5.0)
     pressed_ns = time.time_ns()
@@ -87,7 +87,6 @@ def test_a_busy_neighbour_is_given_way(rig: Rig, lab: Lab) -> None:
     ledger, report = agent.stop(), collector.stop()
 
     assert_ledger_closes(ledger, report)
-    assert not before["reduced"], before
     assert yielded <= GATE * YIELD_SECONDS
     assert back <= BACK_SECONDS
     assert limits["sample"] == 1
