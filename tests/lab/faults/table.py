@@ -375,6 +375,11 @@ ELSEWHERE = (
         "collector killed or unplugged, another takes over",
         "lab/test_failover.py::test_another_takes_over_and_gives_back",
     ),
+    Elsewhere(
+        "F9",
+        "one of two collectors that get every copy is killed",
+        "lab/test_replicate.py::test_one_that_is_killed_costs_the_other_nothing",
+    ),
     Elsewhere("F9", "a sensor's port is closed", "lab/test_direct_faults.py::test_a_port_that_nobody_listens_on"),
     Elsewhere("F10", "a sensor's host does not answer", "lab/test_direct_faults.py::test_a_host_that_does_not_answer"),
     Elsewhere(
@@ -388,6 +393,11 @@ ELSEWHERE = (
     Elsewhere("F13", "hostile conversations", "lab/test_bad_input.py::test_nothing_that_strangers_send_reaches_others"),
     Elsewhere(
         "F16", "a pause longer than the collector's patience", "lab/test_nic_life.py::test_a_long_pause_is_survived"
+    ),
+    Elsewhere(
+        "F16",
+        "one of two collectors that get every copy hangs",
+        "lab/test_replicate.py::test_one_that_stands_still_does_not_hold_up_the_other",
     ),
     Elsewhere(
         "F18", "two collectors in one directory", "lab/test_bad_input.py::test_two_collectors_do_not_share_a_directory"
