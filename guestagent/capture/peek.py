@@ -1,6 +1,7 @@
 """A look at the first records of a block: which flows they are of, and how large."""
 
 from collections.abc import Iterator
+from math import inf
 from struct import Struct
 
 from guestagent.capture.block import PACKET_OUTGOING, walk
@@ -15,9 +16,8 @@ Glance = tuple[int, int, int, int, bool]
 _IPV4 = Struct(">12xHBx2x2xHxB2xIII")
 """EtherType, version and length, fragment field, protocol, both addresses, both ports of IPv4 without options."""
 _PLAIN = (0x0800, 0x45)
-_WITH_PORTS = (6, 17)
-_LEAST_BYTES = 54
-"""Less than a TCP header behind it might have no flow."""
+_WITH_PORTS = {6: 54, 17: 42}
+"""TCP and UDP, and the bytes of a frame that has their whole header: less might have no flow."""
 _HEADERS_BYTES = 256
 """As much of a frame as its hash may need."""
 _FLOWS_REMEMBERED = 4096
@@ -40,10 +40,10 @@ class Peek:
             yield time_ns, self._flow(memory[start:stop]), captured, original, kind == PACKET_OUTGOING
 
     def _flow(self, frame: memoryview) -> int:
-        if len(frame) < _LEAST_BYTES:
+        if len(frame) < _IPV4.size:
             return self._hash(frame)
         fields = _IPV4.unpack_from(frame)
-        if fields[:2] != _PLAIN or fields[3] not in _WITH_PORTS:
+        if fields[:2] != _PLAIN or len(frame) < _WITH_PORTS.get(fields[3], inf):
             return self._hash(frame)
         flow = self._known.get(fields)
         if flow is None:
