@@ -47,9 +47,10 @@ class Supervisor:
         config: CollectConfig,
         reread: Callable[[], CollectConfig],
         tls: "Credentials | None",
+        front: Front,
         stack: ExitStack,
     ) -> None:
-        self._config, self._reread, self._tls, self._stack = config, reread, tls, stack
+        self._config, self._reread, self._tls, self._front, self._stack = config, reread, tls, front, stack
         self._loop = Loop()
         stack.callback(self._loop.close)
         self._leases = Leases()
@@ -65,17 +66,15 @@ class Supervisor:
         config = self._config
         mail = open_mail(len(doors))
         self._stack.callback(mail.close)
-        front = Front(
-            config, self._loop, self._status, lambda: sum(one.connected for one in self._workers), self._stack
-        )
+        self._front.show(self._loop, self._status, lambda: sum(one.connected for one in self._workers), self._stack)
         posts = (Post(config, self._reread, self._tls, number, mine, mail, hold) for number, mine in enumerate(doors))
         self._workers = [Worker(post) for post in posts]
         for worker in self._workers:
             self._start(worker)
         try:
-            self._work(front)
+            self._work()
         finally:
-            front.notifier.stopping()
+            self._front.notifier.stopping()
             self._end()
             if config.report:
                 reports.write(config.report, self._summed([one.books for one in self._workers]))
@@ -84,7 +83,9 @@ class Supervisor:
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
-    def _work(self, front: Front) -> None:
+    def _work(self) -> None:
+        front = self._front
+
         def stop() -> None:
             self._stop_reason = "stopped by a signal"
 
