@@ -41,10 +41,11 @@ def collect(config: CollectConfig, reread: Callable[[], CollectConfig]) -> int:
         if config.workers > 1:
             from guestagent.supervise import Supervisor
 
+            supervisor = Supervisor(config, reread, tls, front, stack)
             hold = lock_directory(Path(config.write)) if config.write else -1
             doors = open_doors(config, config.workers)
             say_open(config, list(map(name_of, doors[0])))
-            return Supervisor(config, reread, tls, front, stack).run(doors, hold)
+            return supervisor.run(doors, hold)
         return _Alone(config, reread, tls, front, stack).run()
 
 
@@ -62,8 +63,11 @@ class _Alone:
         self._config, self._reread, self._front = config, reread, front
         self._loop = Loop()
         stack.callback(self._loop.close)
-        self._reception = Reception(config, self._loop, tls)
+        self._loop.on_signals(
+            {signal.SIGINT: self._signalled, signal.SIGTERM: self._signalled, signal.SIGHUP: self._reload}
+        )
         self._stop_reason = ""
+        self._reception = Reception(config, self._loop, tls)
 
     def run(self) -> int:
         """Until the end."""
@@ -86,16 +90,13 @@ class _Alone:
     def _signalled(self) -> None:
         self._stop_reason = "stopped by a signal"
 
+    def _reload(self) -> None:
+        self._front.notifier.reloading()
+        self._config = reloaded(self._config, self._reread, self._reception.renew)
+        self._front.notifier.ready()
+
     def _work(self) -> None:
         front = self._front
-
-        def reload() -> None:
-            front.notifier.reloading()
-            self._config = reloaded(self._config, self._reread, self._reception.renew)
-            front.notifier.ready()
-
-        stop = (signal.SIGINT, signal.SIGTERM)
-        self._loop.on_signals({**dict.fromkeys(stop, self._signalled), signal.SIGHUP: reload})
         until = self._loop.now() + self._config.duration if self._config.duration else float("inf")
         front.notifier.ready()
         while not self._stop_reason:

@@ -53,6 +53,9 @@ class Supervisor:
         self._config, self._reread, self._tls, self._front, self._stack = config, reread, tls, front, stack
         self._loop = Loop()
         stack.callback(self._loop.close)
+        self._loop.on_signals(
+            {signal.SIGINT: self._signalled, signal.SIGTERM: self._signalled, signal.SIGHUP: self._reload}
+        )
         self._leases = Leases()
         self._standings: dict[str, Standing] = {}
         self._worker_of: dict[str, Worker] = {}
@@ -83,18 +86,16 @@ class Supervisor:
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
+    def _signalled(self) -> None:
+        self._stop_reason = "stopped by a signal"
+
+    def _reload(self) -> None:
+        self._front.notifier.reloading()
+        self._config = reloaded(self._config, self._reread, self._renew)
+        self._front.notifier.ready()
+
     def _work(self) -> None:
         front = self._front
-
-        def stop() -> None:
-            self._stop_reason = "stopped by a signal"
-
-        def reload() -> None:
-            front.notifier.reloading()
-            self._config = reloaded(self._config, self._reread, self._renew)
-            front.notifier.ready()
-
-        self._loop.on_signals({signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGHUP: reload})
         until = self._loop.now() + self._config.duration if self._config.duration else float("inf")
         is_ready = False
         while not self._stop_reason:

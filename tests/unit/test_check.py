@@ -109,7 +109,7 @@ def test_a_taken_port_is_fine_where_it_is_our_own(
 
 
 WITNESS = """
-import fcntl, os, sys
+import fcntl, os, signal, sys
 from pathlib import Path
 from guestagent.cli import main
 
@@ -117,23 +117,25 @@ real = fcntl.flock
 
 def flock(*arguments):
     print(*(path.name for path in Path(os.environ["RUNTIME_DIRECTORY"]).glob("*.sock")), flush=True)
+    signal.raise_signal(signal.SIGTERM)
     return real(*arguments)
 
 fcntl.flock = flock
 sys.exit(main(sys.argv[1:]))
 """
-"""`guestagent` that prints the status sockets that are there when it takes a directory for itself."""
+"""`guestagent` that prints the status sockets that are there when it takes a directory, and is told to stop then."""
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_its_status_is_there_before_the_directory_is_taken(tmp_path: Path, workers: str) -> None:
-    """Whoever finds the directory of a collector that starts held finds the collector, too."""
-    words = [*("collect", "--listen", "tcp://127.0.0.1:0", "--duration", "0.01"), *("--workers", workers)]
+    """Whoever finds the directory of a collector that starts held finds the collector, which can already be stopped."""
+    words = ["collect", "--listen", "tcp://127.0.0.1:0", "--workers", workers]
     command = [sys.executable, "-c", WITNESS, *words, "--write", str(tmp_path / "out")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     out, err = process.communicate(timeout=60)
     assert 0 == process.returncode, err
     assert f"collector-{process.pid}.sock" in out.splitlines()[0]
+    assert "stopped by a signal" in err
     assert [] == list((tmp_path / "run").iterdir())
 
 
