@@ -20,8 +20,8 @@ from tests.lab.rig import Process, Rig, wait_for
 
 AGENT = "i-boot-1"
 """The seed's instance id, by which the agent names itself."""
-PATIENCE_SECONDS = 60.0
-"""An emulated processor takes several times as long as a real one."""
+PATIENCE_SECONDS = 180.0
+"""An emulated processor takes several times as long as a real one, and once more so where others work on it, too."""
 TLS = {"ca": "ca.crt", "cert": "collector-1.crt", "key": "collector-1.key"}
 CONFIG = "/etc/guestagent/guestagent.toml"
 

@@ -148,6 +148,26 @@ def test_a_release_is_complete(released: Path, keyring: dict[str, str]) -> None:
     assert 6 == len([name for name in names if name.endswith((".deb", ".rpm"))])
 
 
+def test_the_key_is_one(released: Path, keyring: dict[str, str], tmp_path: Path) -> None:
+    """What machines get is the signer's key alone; a name of two keys or none is refused before anything is made."""
+    shown = subprocess.run(
+        ["gpg", "--batch", "--with-colons", "--show-keys", str(released / "repo" / "guestagent.asc")],
+        env=keyring,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert 1 == shown.count("pub:")
+    assert "<release@example.net>" in shown
+    for name, said in (("example.net", "gpg has 2 secret keys 'example.net': name one by"), ("x y", "no secret key")):
+        words = ["--key", name, "--url", "http://x", "--packages", str(released / NEXT), "--into", str(tmp_path / "to")]
+        command = [sys.executable, str(ROOT / "packaging/repo.py"), *words]
+        done = subprocess.run(command, env=keyring, capture_output=True, text=True, check=False)
+        assert (1, 1) == (done.returncode, done.stderr.count("\n")), done.stderr
+        assert said in done.stderr
+        assert not (tmp_path / "to").exists()
+
+
 def test_a_release_without_its_changelog_is_refused() -> None:
     """The version of this checkout has no part of its own in CHANGELOG.md yet: one sentence, nothing built."""
     if f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text():
