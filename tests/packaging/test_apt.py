@@ -1,6 +1,7 @@
 """The life of the deb in a fresh Debian: added from the signed repository, upgraded, taken back, removed, purged."""
 
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from guestagent import __version__
+from guestagent.mirror.providers import LOCAL
+from tests.mirror.ovsdb_server import OvsdbServer
 from tests.packaging.conftest import NEXT, Repository
 from tests.packaging.machine import Machine
 
@@ -21,6 +24,7 @@ session = boto3.session.Session("x", "x", region_name="eu-west-1")
 print([session.client(name) for name in ("ec2", "elbv2", "sts")])
 """
 """What `mirror` asks of guestagent-cloud."""
+CLOUD = "install the package guestagent-cloud"
 INSTALL = ("apt-get", "install", "-q", "-y", "--no-install-recommends")
 
 
@@ -38,6 +42,28 @@ def added(machine: Machine, repository: Repository) -> Iterator[Machine]:
 def version_of(machine: Machine) -> str:
     """What the installed command says."""
     return machine.run("guestagent", "--version").stdout.split()[-1]
+
+
+@pytest.mark.root
+def test_mirror_works_or_says_what_to_install(added: Machine) -> None:
+    """The installed command reads a real ovsdb-server; what guestagent-cloud lacks is one sentence with the command."""
+    added.run(*INSTALL, "guestagent")
+    said = {name: added.run("guestagent", "mirror", name, "list", check=False) for name in ("aws", "gcp", "ovs")}
+    added.run(*INSTALL, "guestagent-cloud")
+    server = OvsdbServer(added.path("/run/ovsdb"))
+    try:
+        listed = added.run("guestagent", "mirror", "ovs", "list", "--db", "unix:/run/ovsdb/db.sock")
+    finally:
+        server.stop()
+        shutil.rmtree(added.path("/run/ovsdb"))
+
+    assert "no mirror of ours here\n" == listed.stdout
+    assert [3, 3, 3] == [one.returncode for one in said.values()]
+    for name in ("aws", "ovs"):
+        assert re.fullmatch(rf"guestagent: mirror {name} needs the module \w+: {CLOUD}\n", said[name].stdout)
+    pip = "/usr/bin/python3.11 -m pip install --target /usr/local/lib/guestagent 'google-cloud-compute>="
+    assert f"guestagent: mirror gcp needs the module google: {pip}" in said["gcp"].stdout
+    assert f"{LOCAL}\n" in added.path("/usr/bin/guestagent").read_text()
 
 
 @pytest.mark.root
