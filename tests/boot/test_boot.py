@@ -3,6 +3,7 @@
 `make test-boot`, under TCG about six minutes. Absolute times are printed with the other figures; they decide nothing.
 """
 
+import json
 import re
 import subprocess
 import time
@@ -98,14 +99,16 @@ def test_cloud_init_brings_the_agent(boot: Boot) -> None:
 def test_the_copy_of_a_virtio_nic_is_exact(boot: Boot) -> None:
     """Every datagram into the VM and every byte of a bulk transfer out of it is in the file, as tshark reads it."""
     all_arrive(boot, 0, 2000)
-    boot.host.popen(["iperf3", "-s", "-1", "-p", str(BULK_PORT)], stdout=subprocess.DEVNULL)
+    server = boot.host.popen(["iperf3", "-s", "-1", "-J", "-p", str(BULK_PORT)], stdout=subprocess.PIPE)
     boot.host.wait_for_port(BULK_PORT)
     boot.vm.run(f"iperf3 -c {HOST_ADDRESS} -p {BULK_PORT} -n {BULK_BYTES}")
+    # At its end iperf3 resets what still waits in the sender's socket: that never left.
+    received = json.loads(server.communicate(timeout=PATIENCE_SECONDS)[0])["end"]["sum_received"]["bytes"]
 
     def bulk_bytes() -> int:
         return sum(map(int, tshark(boot, "-Y", f"tcp.dstport == {BULK_PORT}", "-T", "fields", "-e", "tcp.len")))
 
-    wait_for(lambda: bulk_bytes() >= BULK_BYTES, "the bulk transfer in the files")
+    wait_for(lambda: bulk_bytes() >= received > BULK_BYTES / 2, "the bulk transfer in the files")
     holes = tshark(
         boot, "-Y", f"tcp.port == {BULK_PORT} && (tcp.analysis.lost_segment || tcp.analysis.ack_lost_segment)"
     )

@@ -13,6 +13,7 @@ from guestagent.mirror.providers import LOCAL
 from tests.mirror.ovsdb_server import OvsdbServer
 from tests.packaging.conftest import NEXT, Repository
 from tests.packaging.machine import Machine
+from tests.repo.source import ROOT
 
 CONFIG = "/etc/guestagent/guestagent.toml"
 SOURCES = "/etc/apt/sources.list.d/guestagent.sources"
@@ -42,6 +43,38 @@ def added(machine: Machine, repository: Repository) -> Iterator[Machine]:
 def version_of(machine: Machine) -> str:
     """What the installed command says."""
     return machine.run("guestagent", "--version").stdout.split()[-1]
+
+
+def documented(heading: str) -> list[str]:
+    """The commands of docs/install.md below a heading."""
+    text = (ROOT / "docs" / "install.md").read_text()
+    (part,) = re.findall(rf"(?ms)^## {heading}$(.*?)(?=^## |\Z)", text)
+    return [line for block in re.findall(r"(?s)```sh\n(.*?)```", part) for line in block.splitlines()]
+
+
+@pytest.mark.root
+def test_the_documented_way(machine: Machine, repository: Repository) -> None:
+    """docs/install.md command for command: the file, the installation, the one line, the enabling; back, on, gone."""
+    fetch, install, edit, check, enable = documented("Debian and Ubuntu")
+    upgrade, downgrade, purge = documented("Upgrade, downgrade, removal")
+    (place,) = re.findall(r"^curl -fsSo (\S+) https://\S+/guestagent\.sources$", fetch)
+    machine.write(place, repository.file("guestagent.sources"))
+    for command in (install, edit, enable):
+        machine.run("sh", "-c", command)
+    config, is_enabled = machine.path(CONFIG).read_text(), machine.path(ENABLED).is_symlink()
+    versions = [version_of(machine)]
+    for command in (re.sub(r"=[\d.]+-1$", f"={__version__}-1", downgrade), upgrade):
+        machine.run("sh", "-c", f"{command} -y")
+        versions.append(version_of(machine))
+    machine.run("sh", "-c", f"{purge} -y")
+    machine.path(place).unlink()
+    machine.run(*UPDATE)
+
+    assert f"guestagent check -c {CONFIG}" == check
+    assert re.findall('(?m)^to = "tls://collector.example.net"$', config)
+    assert is_enabled
+    assert [NEXT, __version__, NEXT] == versions
+    assert not machine.path(CONFIG).exists()
 
 
 @pytest.mark.root
