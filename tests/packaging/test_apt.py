@@ -60,7 +60,7 @@ def test_the_documented_way(machine: Machine, repository: Repository) -> None:
     (place,) = re.findall(r"^curl -fsSo (\S+) https://\S+/guestagent\.sources$", fetch)
     machine.write(place, repository.file("guestagent.sources"))
     for command in (install, edit, enable):
-        machine.run("sh", "-c", command)
+        machine.run("sh", "-c", command.replace(" --now ", " "))  # a chroot has no manager that could start it
     config, is_enabled = machine.path(CONFIG).read_text(), machine.path(ENABLED).is_symlink()
     versions = [version_of(machine)]
     for command in (re.sub(r"=[\d.]+-1$", f"={__version__}-1", downgrade), upgrade):
