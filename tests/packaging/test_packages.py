@@ -82,14 +82,15 @@ def test_the_base_package_is_light(built: Path) -> None:
     assert {name for name in in_deb if not own.match(name)} <= in_rpm
 
 
-def test_the_bill_of_materials_names_what_travels(built: Path) -> None:
+@pytest.mark.parametrize("package, kind", [("guestagent", KINDS[0]), ("guestagent-cloud", KINDS[2])])
+def test_the_bill_of_materials_names_what_travels(built: Path, package: str, kind: str) -> None:
     """CycloneDX with each pinned library, by version, and the package itself."""
-    (deb,) = built.glob(KINDS[0])
-    bill = json.loads(packed(deb, "/usr/share/doc/guestagent/sbom.cdx.json"))
-    pinned = re.findall(r"(?m)^([a-z-]+)==(\S+)", (ROOT / "packaging/vendor/guestagent.txt").read_text())
+    (deb,) = built.glob(kind)
+    bill = json.loads(packed(deb, f"/usr/share/doc/{package}/sbom.cdx.json"))
+    pinned = re.findall(r"(?m)^([a-z0-9_-]+)==(\S+)", (ROOT / f"packaging/vendor/{package}.txt").read_text())
 
     assert "CycloneDX" == bill["bomFormat"]
-    assert ("guestagent", __version__) == (
+    assert (package, __version__) == (
         bill["metadata"]["component"]["name"],
         bill["metadata"]["component"]["version"],
     )
