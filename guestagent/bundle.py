@@ -74,7 +74,7 @@ def write_bundle(path: str, configs: Iterable[Path]) -> str:
 
 def gather(configs: Iterable[Path]) -> dict[str, bytes]:
     """Bytes by member; what could not be had is named in manifest.json with its reason."""
-    members: dict[str, bytes] = {"status.json": _json(everything())}
+    members: dict[str, bytes] = {"status.json": _json(everything()._asdict())}
     missing: dict[str, str] = {}
     for path in configs:
         members[f"config/{path.name}"] = known_part(path)

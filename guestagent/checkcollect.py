@@ -65,7 +65,8 @@ def _refuse(place: Path) -> str:
 
 def _running() -> str:
     """The collector that runs here already, as where a config is checked before a reload; empty where none does."""
-    names = [name for name, snapshot in everything().items() if snapshot.get("role") == "collector"]
+    found = everything()
+    names = [name for name in (*found.running, *found.silent) if name.startswith("collector-")]
     return f"the collector that runs now ({', '.join(names)})" if names else ""
 
 

@@ -37,14 +37,16 @@ def collect(config: CollectConfig, reread: Callable[[], CollectConfig]) -> int:
     tls = credentials(config, config.listen, server_side=True)
     check_exposure(config)
     with ExitStack() as stack:
+        front = Front(config, stack)
         if config.workers > 1:
             from guestagent.supervise import Supervisor
 
+            supervisor = Supervisor(config, reread, tls, front, stack)
             hold = lock_directory(Path(config.write)) if config.write else -1
             doors = open_doors(config, config.workers)
             say_open(config, list(map(name_of, doors[0])))
-            return Supervisor(config, reread, tls, stack).run(doors, hold)
-        return _Alone(config, reread, tls, stack).run()
+            return supervisor.run(doors, hold)
+        return _Alone(config, reread, tls, front, stack).run()
 
 
 class _Alone:
@@ -55,13 +57,17 @@ class _Alone:
         config: CollectConfig,
         reread: Callable[[], CollectConfig],
         tls: "Credentials | None",
+        front: Front,
         stack: ExitStack,
     ) -> None:
-        self._config, self._reread, self._stack = config, reread, stack
+        self._config, self._reread, self._front = config, reread, front
         self._loop = Loop()
         stack.callback(self._loop.close)
-        self._reception = Reception(config, self._loop, tls)
+        self._loop.on_signals(
+            {signal.SIGINT: self._signalled, signal.SIGTERM: self._signalled, signal.SIGHUP: self._reload}
+        )
         self._stop_reason = ""
+        self._reception = Reception(config, self._loop, tls)
 
     def run(self) -> int:
         """Until the end."""
@@ -71,9 +77,9 @@ class _Alone:
             say_open(self._config, [*map(name_of, doors), *names])
             connections = self._reception.server.connections
             with ExitStack() as shown:
-                front = Front(self._config, self._loop, self._reception.status, lambda: len(connections), shown)
-                self._work(front)
-                front.notifier.stopping()
+                self._front.show(self._loop, self._reception.status, lambda: len(connections), shown)
+                self._work()
+                self._front.notifier.stopping()
         finally:
             report = self._reception.close()
             if self._config.report:
@@ -84,14 +90,13 @@ class _Alone:
     def _signalled(self) -> None:
         self._stop_reason = "stopped by a signal"
 
-    def _work(self, front: Front) -> None:
-        def reload() -> None:
-            front.notifier.reloading()
-            self._config = reloaded(self._config, self._reread, self._reception.renew)
-            front.notifier.ready()
+    def _reload(self) -> None:
+        self._front.notifier.reloading()
+        self._config = reloaded(self._config, self._reread, self._reception.renew)
+        self._front.notifier.ready()
 
-        stop = (signal.SIGINT, signal.SIGTERM)
-        self._loop.on_signals({**dict.fromkeys(stop, self._signalled), signal.SIGHUP: reload})
+    def _work(self) -> None:
+        front = self._front
         until = self._loop.now() + self._config.duration if self._config.duration else float("inf")
         front.notifier.ready()
         while not self._stop_reason:

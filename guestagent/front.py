@@ -18,33 +18,36 @@ BEAT_SECONDS = 1.0
 
 
 class Front:
-    """Opened by its constructor, closed by `stack`; gives up the privileges that are not needed from here on."""
+    """Opened by its constructor, before a directory is held or a port is listened to: whoever finds these taken, as
+    `check` does, finds the status socket beside them. It answers once the loop turns. Closed by `stack`.
+    """
 
-    def __init__(
-        self,
-        config: CollectConfig,
-        loop: Loop,
-        status: Callable[[], dict[str, Any]],
-        connected: Callable[[], int],
-        stack: ExitStack,
-    ) -> None:
-        self._status, self._connected = status, connected
+    def __init__(self, config: CollectConfig, stack: ExitStack) -> None:
+        self._config = config
+        self._status: Callable[[], dict[str, Any]] = dict
+        self._connected: Callable[[], int] = int
+        self._socket = StatusSocket("collector", self.snapshot)
+        stack.callback(self._socket.close)
         self.notifier = Notifier()
         stack.callback(self.notifier.close)
         self._live = LiveLine()
-        stack.callback(self._live.clear)
         self._live_at = self._beat_at = 0.0
-        socket = StatusSocket("collector", self.snapshot)
-        stack.callback(socket.close)
-        loop.watch(socket, READABLE, socket.answer)
-        stack.callback(loop.forget, socket)
+
+    def show(
+        self, loop: Loop, status: Callable[[], dict[str, Any]], connected: Callable[[], int], stack: ExitStack
+    ) -> None:
+        """Answer from now on, until `stack` ends it; gives up the privileges that are not needed from here on."""
+        config, self._status, self._connected = self._config, status, connected
+        stack.callback(self._live.clear)
+        loop.watch(self._socket, READABLE, self._socket.answer)
+        stack.callback(loop.forget, self._socket)
         if config.metrics:
             from guestagent.observe.endpoint import serve
 
             stack.callback(serve(loop, config.metrics, self.snapshot).close)
         paths = (config.report, "" if config.write == "-" else config.write, config.metrics)
         places = [Path(path) for path in paths if path and isinstance(path, str)]
-        keep_only(*_later_needs(config), writes=[socket.path, *places])
+        keep_only(*_later_needs(config), writes=[self._socket.path, *places])
 
     def snapshot(self) -> dict[str, Any]:
         """What `guestagent status` and Prometheus read."""

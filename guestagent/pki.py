@@ -28,6 +28,7 @@ LEAF_DAYS = 397
 """As long as browsers grant servers: long enough to plan a renewal, short enough that it is practised."""
 SKEW = timedelta(hours=1)
 """A VM whose clock is behind may use a certificate that was just made."""
+NEEDS = "`guestagent pki` needs pyca/cryptography: install python3-cryptography, or pip install 'guestagent[pki]'"
 KEY_MODE, CERTIFICATE_MODE, DIRECTORY_MODE = 0o600, 0o644, 0o700
 
 
@@ -36,7 +37,7 @@ def make(what: str, name: str, hosts: Sequence[str], directory: str) -> str:
     try:
         from cryptography import x509  # noqa: F401 - is it there?
     except ImportError:
-        raise HostError("`guestagent pki` needs pyca/cryptography: pip install 'guestagent[pki]'") from None
+        raise HostError(NEEDS) from None
     folder = Path(directory)
     if what == "init":
         return _init(folder)

@@ -47,11 +47,15 @@ class Supervisor:
         config: CollectConfig,
         reread: Callable[[], CollectConfig],
         tls: "Credentials | None",
+        front: Front,
         stack: ExitStack,
     ) -> None:
-        self._config, self._reread, self._tls, self._stack = config, reread, tls, stack
+        self._config, self._reread, self._tls, self._front, self._stack = config, reread, tls, front, stack
         self._loop = Loop()
         stack.callback(self._loop.close)
+        self._loop.on_signals(
+            {signal.SIGINT: self._signalled, signal.SIGTERM: self._signalled, signal.SIGHUP: self._reload}
+        )
         self._leases = Leases()
         self._standings: dict[str, Standing] = {}
         self._worker_of: dict[str, Worker] = {}
@@ -65,17 +69,15 @@ class Supervisor:
         config = self._config
         mail = open_mail(len(doors))
         self._stack.callback(mail.close)
-        front = Front(
-            config, self._loop, self._status, lambda: sum(one.connected for one in self._workers), self._stack
-        )
+        self._front.show(self._loop, self._status, lambda: sum(one.connected for one in self._workers), self._stack)
         posts = (Post(config, self._reread, self._tls, number, mine, mail, hold) for number, mine in enumerate(doors))
         self._workers = [Worker(post) for post in posts]
         for worker in self._workers:
             self._start(worker)
         try:
-            self._work(front)
+            self._work()
         finally:
-            front.notifier.stopping()
+            self._front.notifier.stopping()
             self._end()
             if config.report:
                 reports.write(config.report, self._summed([one.books for one in self._workers]))
@@ -84,16 +86,16 @@ class Supervisor:
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
-    def _work(self, front: Front) -> None:
-        def stop() -> None:
-            self._stop_reason = "stopped by a signal"
+    def _signalled(self) -> None:
+        self._stop_reason = "stopped by a signal"
 
-        def reload() -> None:
-            front.notifier.reloading()
-            self._config = reloaded(self._config, self._reread, self._renew)
-            front.notifier.ready()
+    def _reload(self) -> None:
+        self._front.notifier.reloading()
+        self._config = reloaded(self._config, self._reread, self._renew)
+        self._front.notifier.ready()
 
-        self._loop.on_signals({signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGHUP: reload})
+    def _work(self) -> None:
+        front = self._front
         until = self._loop.now() + self._config.duration if self._config.duration else float("inf")
         is_ready = False
         while not self._stop_reason:

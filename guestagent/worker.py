@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -129,12 +130,8 @@ def _let_go(post: Post, lines: Lines) -> None:
         signal.signal(number, signal.SIG_IGN)  # they come to the whole group; the process above says what to do
     sockets = [post.mail.inboxes[post.number], *post.mail.outboxes, *(listener for _, listener in post.doors)]
     kept = {*_STANDARD, post.hold, lines.fileno(), *(one.fileno() for one in sockets)}
-    for descriptor in map(int, os.listdir("/proc/self/fd")):
-        if descriptor not in kept:
-            try:
-                os.close(descriptor)
-            except OSError:  # that of the listing itself
-                pass
+    for below, above in pairwise([*sorted(kept), os.sysconf("SC_OPEN_MAX")]):
+        os.closerange(below + 1, above)
 
 
 def _work(post: Post, lines: Lines) -> None:

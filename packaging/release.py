@@ -45,16 +45,17 @@ def main() -> None:
         rf"^## \[{re.escape(version())}\] - ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
     ):
         raise SystemExit(f"CHANGELOG.md has no part [{version()}]: name what is Unreleased by version and date first")
+    key = repo.secret_key(flags.key)
     into = DIST / version()
     shutil.rmtree(into, ignore_errors=True)
     into.mkdir(parents=True)
     packages.make(into, "1")
-    repo.make(into, DIST / "repo", flags.key, flags.url.rstrip("/"))
+    repo.make(into, DIST / "repo", key, flags.url.rstrip("/"))
     python_distributions(into)
     for package, (architecture, *_) in packages.ARCHITECTURES.items():
         bill = BUILD / "stage" / f"{package}-{architecture}" / "documents" / "sbom.cdx.json"
         shutil.copy(bill, into / f"{package}-{version()}.cdx.json")
-    write_sums(into, flags.key)
+    write_sums(into, key)
     print(f"{into}: {len([*into.iterdir()])} files; {DIST / 'repo'}: for {flags.url}")
 
 

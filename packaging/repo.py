@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from origin import DIST
@@ -24,6 +25,22 @@ def run(command: Sequence[str | Path], cwd: Path) -> str:
     if done.returncode:
         raise SystemExit(f"{command[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
+
+
+def secret_key(name: str) -> str:
+    """The fingerprint of the one secret key in gpg's keyring (GNUPGHOME) that `name` fits.
+
+    All tools get that: rpmsign takes a name for a macro, and gpg exports every key that a part of a name fits.
+    """
+    command = ["gpg", "--batch", "--with-colons", "--list-secret-keys", "--", name]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    rows = [line.split(":") for line in listed.splitlines()]
+    found = [after[9] for row, after in pairwise(rows) if row[0] == "sec"]
+    if not found:
+        raise SystemExit(f"gpg has no secret key {name!r}: name one of 'gpg --list-secret-keys', or import it")
+    if len(found) > 1:
+        raise SystemExit(f"gpg has {len(found)} secret keys {name!r}: name one by its fingerprint, {', '.join(found)}")
+    return found[0]
 
 
 def apt_repository(apt: Path, key: str) -> None:
@@ -96,10 +113,8 @@ def _add(packages: Path, pattern: str, into: Path, prepare: Callable[[Sequence[P
 
 
 def make(packages: Path, into: Path, key: str, url: str) -> None:
-    """The whole repository. `key` names a secret key of gpg's keyring (GNUPGHOME)."""
+    """The whole repository. `key` is the fingerprint of a secret key of gpg's keyring (GNUPGHOME)."""
     public_key = run(["gpg", "--batch", "--armor", "--export", key], packages)
-    if not public_key:
-        raise SystemExit(f"gpg has no key {key!r}: name one of 'gpg --list-secret-keys', or import it")
     _add(packages, "*.deb", into / "apt" / "pool")
     _add(packages, "*.rpm", into / "rpm", lambda new: sign_packages(new, key))
     apt_repository(into / "apt", key)
@@ -118,7 +133,7 @@ def main() -> None:
     flags = parser.parse_args()
     if not any(flags.packages.glob("*.deb")):
         raise SystemExit(f"{flags.packages} holds no packages: run 'make packages' first")
-    make(flags.packages.resolve(), flags.into.resolve(), flags.key, flags.url.rstrip("/"))
+    make(flags.packages.resolve(), flags.into.resolve(), secret_key(flags.key), flags.url.rstrip("/"))
     print(f"{flags.into}: put it on a web server as {flags.url}")
 
 

@@ -3,8 +3,9 @@
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -23,7 +24,11 @@ LEFT_OUT = (
     # other systems
     *(f"psutil/_ps{name}.py" for name in ("aix", "bsd", "osx", "sunos", "windows")),
     *("prometheus_client/twisted/*", "*.data/*", "boto3/examples/*", "*/tests/*"),
+    # other work of Open vSwitch's libraries
+    *("ovs/_json.c", "ovs/flow/*", "ovs/flowviz/*", "ovsdbapp/schema/*"),
 )
+SOURCES = ("ovs",)
+"""Published without a wheel; what it has beside Python is optional."""
 SERVICES = ("ec2", "elbv2", "sts", "sso", "sso-oidc", "signin")
 """Of the 400 services that botocore describes: what `mirror` calls, and what finds its credentials."""
 
@@ -34,19 +39,36 @@ def unpack(package: str, architecture: str, into: Path) -> None:
     store = BUILD / "wheels" / f"{package}-{architecture}"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--require-hashes", "--requirement", str(listed), "--find-links", str(store), "--dest", str(store)]
-    command += ["--only-binary=:all:", "--python-version=3.11", "--implementation=cp", "--abi=abi3", "--abi=none"]
+    command += ["--only-binary=:all:", *(f"--no-binary={name}" for name in SOURCES)]
+    command += ["--python-version=3.11", "--implementation=cp", "--abi=abi3", "--abi=none"]
     command += [f"--platform={tag}" for tag in PLATFORMS[architecture]]
     subprocess.run(command, check=True)
     names = [line.split("==") for line in listed.read_text().splitlines() if "==" in line]
     for name, rest in names:
-        (wheel,) = store.glob(f"{name.replace('-', '_')}-{rest.split()[0]}-*.whl")
+        version = rest.split()[0]
+        if name in SOURCES:
+            _unpack_source(store, name, version, into)
+            continue
+        (wheel,) = store.glob(f"{name.replace('-', '_')}-{version}-*.whl")
         with zipfile.ZipFile(wheel) as archive:
-            for member in _wanted(archive):
+            for member in _wanted([one for one in archive.namelist() if not one.endswith("/")]):
                 archive.extract(member, into)
 
 
-def _wanted(archive: zipfile.ZipFile) -> Iterator[str]:
-    names = [one for one in archive.namelist() if not one.endswith("/")]
+def _unpack_source(store: Path, name: str, version: str, into: Path) -> None:
+    """The package as it lies in the source distribution, and its PKG-INFO where a wheel has the same text."""
+    top = f"{name}-{version}"
+    with tarfile.open(store / f"{top}.tar.gz") as archive:
+        files = {one.name.removeprefix(f"{top}/"): one for one in archive if one.isfile()}
+        for path in (*_wanted([one for one in files if one.startswith(f"{name}/")]), "PKG-INFO"):
+            place = into / (path if path != "PKG-INFO" else f"{top}.dist-info/METADATA")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            data = archive.extractfile(files[path])
+            assert data is not None, "it is a file"
+            place.write_bytes(data.read())
+
+
+def _wanted(names: Sequence[str]) -> Iterator[str]:
     kept = _newest_of_services(names)
     for name in names:
         left_out = any(fnmatch(name, pattern) for pattern in LEFT_OUT)

@@ -106,13 +106,11 @@ def ring_blocks(wanted_bytes: int, interfaces: int, available_bytes: int, addres
 
 def open_capture(wish: Wish, exclusions: Sequence[Exclusion] = ()) -> Capture:
     """Bind a source to every wished interface. Raises ConfigError, HostError."""
-    import psutil
-
     links = select(wish.interfaces)
     filters = _compile(wish.filter_expression, links)
     capture = Capture([], filters, dict(enumerate(links)), wish, wish.engine, "asked for")
     programs = {at: capture.program(at, exclusions) for at in filters}
-    blocks = ring_blocks(wish.ring_bytes, len(links), psutil.virtual_memory().available, address_room_bytes())
+    blocks = ring_blocks(wish.ring_bytes, len(links), _available_bytes(), address_room_bytes())
     if wish.engine != "portable":
         try:
             return _with_rings(capture, programs, blocks)
@@ -122,6 +120,19 @@ def open_capture(wish: Wish, exclusions: Sequence[Exclusion] = ()) -> Capture:
             log.warning("the ring engine can't run here (%s); falling back to the portable engine", error)
             capture = Capture([], filters, capture.links, wish, "portable", str(error))
     return _portable(capture, programs, blocks)
+
+
+def _available_bytes() -> int:
+    """Memory that is free. Raises HostError where nothing tells it, as in a chroot without /proc."""
+    import psutil
+
+    try:
+        return psutil.virtual_memory().available
+    except OSError as error:
+        raise HostError(
+            f"the free memory is not known ({error.filename}: {error.strerror}), so no ring can be sized: "
+            "mount /proc, and leave ProcSubset=pid out of a unit"
+        ) from error
 
 
 def _compile(expression: str, links: Sequence[Link]) -> dict[int, tuple[Instruction, ...]]:

@@ -10,6 +10,7 @@ from guestagent.endpoint import parse_endpoint
 from guestagent.enrol import tokens
 from guestagent.enrol.client import enrol
 from guestagent.errors import ConfigError, HostError
+from guestagent.pki import NEEDS
 
 DEFAULT_PORT = 4796
 
@@ -31,7 +32,7 @@ def serve_authority(flags: dict[str, Any]) -> int:
     try:
         from guestagent.enrol.server import serve
     except ImportError:
-        raise HostError("`guestagent pki` needs pyca/cryptography: pip install 'guestagent[pki]'") from None
+        raise HostError(NEEDS) from None
     return serve(Path(flags["dir"]), flags["name"], *address(flags["listen"], "--listen"))
 
 

@@ -1,7 +1,9 @@
-"""The table of providers: where each lives, what its extra brings, and the words of its sources and targets."""
+"""The table of providers: where each lives, where its SDK comes from, and the words of its sources and targets."""
 
 import re
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import NamedTuple, cast
 
 from guestagent.endpoint import TUNNEL_FORMS
@@ -9,18 +11,22 @@ from guestagent.errors import ConfigError, HostError
 from guestagent.mirror.spec import Spec
 from guestagent.mirror.survey import Provider
 
+PACKAGED, LOCAL = Path("/usr/lib/guestagent"), Path("/usr/local/lib/guestagent")
+"""Where deb and rpm have their code, and where their command looks for more (packaging/command.sh)."""
+
 
 class Row(NamedTuple):
     """One provider. Its module has `connect(spec) -> Provider` and `policy(spec) -> str`."""
 
     module: str
-    extra: str
     sources: dict[str, str]
     """What a source may look like, and the pattern of it."""
     targets: dict[str, str]
     most_packet_bytes: int
     unsupported: tuple[str, ...] = ()
     """Keys of the spec that mean nothing there."""
+    wheels: str = ""
+    """What pip has to bring where the package guestagent-cloud does not: grpcio has other bytes for each Python."""
 
 
 _ID = r"[0-9a-f]{8,17}"
@@ -32,7 +38,6 @@ _OVSDB = ("db", "tls_ca", "tls_cert", "tls_key")
 PROVIDERS: dict[str, Row] = {
     "aws": Row(
         module="guestagent.mirror.aws.provider",
-        extra="aws",
         sources={
             "i-ID": rf"i-{_ID}",
             "eni-ID": rf"eni-{_ID}",
@@ -52,7 +57,6 @@ PROVIDERS: dict[str, Row] = {
     ),
     "gcp": Row(
         module="guestagent.mirror.gcp.provider",
-        extra="gcp",
         sources={
             "ZONE/NAME of a VM": rf"[a-z]+-[a-z]+\d+-[a-z]/{_NAME}",
             "subnet:NAME": rf"subnet:{_NAME}",
@@ -67,10 +71,10 @@ PROVIDERS: dict[str, Row] = {
         },
         most_packet_bytes=0,
         unsupported=("dns", "vni", "packet_length", *_OVSDB),
+        wheels="'google-cloud-compute>=1.30' 'requests>=2.31' 'tenacity>=8.2'",
     ),
     "ovs": Row(
         module="guestagent.mirror.ovs.provider",
-        extra="ovs",
         sources={
             "port:NAME": r"port:[^/]+",
             "tag:KEY=VALUE of an interface's external_ids": r"tag:[^=]{1,128}=.{0,256}",
@@ -114,9 +118,16 @@ def connect(provider: str, spec: Spec) -> Provider:
     try:
         return cast(Provider, import_module(row.module).connect(spec))
     except ModuleNotFoundError as error:
-        raise HostError(
-            f"mirror {provider} needs the module {error.name}: install it with pip install 'guestagent[{row.extra}]'"
-        ) from error
+        raise HostError(f"mirror {provider} needs the module {error.name}: {_remedy(provider)}") from error
+
+
+def _remedy(provider: str, here: Path = Path(__file__)) -> str:
+    """How this installation gets what it lacks."""
+    if not here.is_relative_to(PACKAGED):
+        return f"pip install 'guestagent[{provider}]'"
+    if wheels := PROVIDERS[provider].wheels:
+        return f"{sys.executable} -m pip install --target {LOCAL} {wheels}"
+    return "install the package guestagent-cloud"
 
 
 def policy(provider: str, spec: Spec) -> str:

@@ -5,21 +5,24 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from guestagent.observe.status import directory, everything
+from guestagent.observe.status import ASK_SECONDS, directory, everything
 from guestagent.observe.words import clock_time, ledger_sentence, limits_sentence
 
 
 def show_status(*, as_json: bool) -> int:
-    """Print every agent and collector of this host; 1 where none runs."""
+    """Print every agent and collector of this host; 1 where none answers."""
     found = everything()
     if as_json:
-        sys.stdout.write(json.dumps({"schema": "guestagent.status/1", "running": found}, indent=2) + "\n")
-    elif not found:
+        sys.stdout.write(json.dumps({"schema": "guestagent.status/1", **found._asdict()}, indent=2) + "\n")
+        return 0 if found.running else 1
+    if not any(found):
         sys.stdout.write(f"nothing runs here (no socket answers in {directory()})\n")
-    for name, snapshot in {} if as_json else found.items():
+    for name, snapshot in found.running.items():
         lines = _agent_lines(snapshot) if snapshot.get("role") == "agent" else _collector_lines(snapshot)
         sys.stdout.write(f"{name}\n" + "".join(f"  {line}\n" for line in lines))
-    return 0 if found else 1
+    for name in found.silent:
+        sys.stdout.write(f"{name}\n  runs, but did not answer within {ASK_SECONDS:.0f} s: stopped, or very busy\n")
+    return 0 if found.running else 1
 
 
 def _agent_lines(snapshot: dict[str, Any]) -> Iterator[str]:

@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from guestagent.errors import HostError, RunError
 from guestagent.loop import OUT_OF_FILES
@@ -96,7 +96,10 @@ def _sweep(where: Path) -> None:
 
 
 def ask(path: Path) -> dict[str, Any] | None:
-    """The snapshot behind one socket; None, and the file is removed, where nobody listens any more."""
+    """The snapshot behind one socket, {} where somebody listens who has not told it in ASK_SECONDS.
+
+    None, and the file is removed, where nobody listens any more.
+    """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asker:
             asker.settimeout(ASK_SECONDS)
@@ -109,16 +112,26 @@ def ask(path: Path) -> dict[str, Any] | None:
         with contextlib.suppress(OSError):
             path.unlink()
         return None
+    except (TimeoutError, BlockingIOError):  # the latter: as many askers wait already as may
+        return {}
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
 
 
-def everything() -> dict[str, dict[str, Any]]:
-    """The snapshots of all agents and collectors that run here, by socket name."""
-    found = {}
-    for path in sorted(directory().glob("*.sock")):
-        snapshot = ask(path)
-        if snapshot is not None:
-            found[path.stem] = snapshot
-    return found
+class Found(NamedTuple):
+    """All agents and collectors of this host, by socket name: `agent-PID`, `collector-PID`."""
+
+    running: dict[str, dict[str, Any]]
+    """What each tells of itself."""
+    silent: list[str]
+    """They are there, but stopped, or too busy to answer in ASK_SECONDS."""
+
+
+def everything() -> Found:
+    """Ask all that run here."""
+    answers = {path.stem: ask(path) for path in sorted(directory().glob("*.sock"))}
+    return Found(
+        {name: snapshot for name, snapshot in answers.items() if snapshot},
+        [name for name, snapshot in answers.items() if snapshot == {}],
+    )

@@ -3,6 +3,7 @@
 `make test-boot`, under TCG about six minutes. Absolute times are printed with the other figures; they decide nothing.
 """
 
+import json
 import re
 import subprocess
 import time
@@ -24,6 +25,8 @@ UDP_PORT, UDP_BYTES = 6000, 300
 SEGMENTED_PORT, SEGMENT_BYTES, SEGMENTS = 6001, 512, 24
 BULK_BYTES, BULK_PORT = 20_000_000, 5201
 SLOW_PER_SECOND = 200
+UPGRADE_SECONDS = 300
+"""At the most: 25 alone on the machine."""
 MOST_EXPOSURE = 2.0
 CAP_NET_RAW = 1 << 13
 pytestmark = pytest.mark.root
@@ -96,14 +99,16 @@ def test_cloud_init_brings_the_agent(boot: Boot) -> None:
 def test_the_copy_of_a_virtio_nic_is_exact(boot: Boot) -> None:
     """Every datagram into the VM and every byte of a bulk transfer out of it is in the file, as tshark reads it."""
     all_arrive(boot, 0, 2000)
-    boot.host.popen(["iperf3", "-s", "-1", "-p", str(BULK_PORT)], stdout=subprocess.DEVNULL)
+    server = boot.host.popen(["iperf3", "-s", "-1", "-J", "-p", str(BULK_PORT)], stdout=subprocess.PIPE)
     boot.host.wait_for_port(BULK_PORT)
     boot.vm.run(f"iperf3 -c {HOST_ADDRESS} -p {BULK_PORT} -n {BULK_BYTES}")
+    # At its end iperf3 resets what still waits in the sender's socket: that never left.
+    received = json.loads(server.communicate(timeout=PATIENCE_SECONDS)[0])["end"]["sum_received"]["bytes"]
 
     def bulk_bytes() -> int:
         return sum(map(int, tshark(boot, "-Y", f"tcp.dstport == {BULK_PORT}", "-T", "fields", "-e", "tcp.len")))
 
-    wait_for(lambda: bulk_bytes() >= BULK_BYTES, "the bulk transfer in the files")
+    wait_for(lambda: bulk_bytes() >= received > BULK_BYTES / 2, "the bulk transfer in the files")
     holes = tshark(
         boot, "-Y", f"tcp.port == {BULK_PORT} && (tcp.analysis.lost_segment || tcp.analysis.ack_lost_segment)"
     )
@@ -242,17 +247,16 @@ def test_an_upgrade_under_traffic_costs_one_restart(boot: Boot) -> None:
     settings = boot.vm.run(f"sha256sum {CONFIG}").out
     before = facts_of(boot, "MainPID")
     archive.publish("2", boot.repository)
-    traffic = boot.host.start(
-        udp_send, VM_ADDRESS, UDP_PORT, 120 * SLOW_PER_SECOND, SLOW_PER_SECOND, UDP_BYTES, first_index=50_000
-    )
+    most = UPGRADE_SECONDS * SLOW_PER_SECOND
+    traffic = boot.host.start(udp_send, VM_ADDRESS, UDP_PORT, most, SLOW_PER_SECOND, UDP_BYTES, first_index=50_000)
     time.sleep(1.0)
-    boot.vm.run("apt-get -q update && apt-get -q -y install guestagent", timeout=110.0)
+    boot.vm.run("apt-get -q update && apt-get -q -y install guestagent", timeout=UPGRADE_SECONDS - 10.0)
     boot.wait_until_connected()
     time.sleep(2.0)
     traffic.terminate()
-    send(boot, 90_000, 50)
-    wait_for(lambda: len(arrived(boot, 90_000, 50)) == 50, "the last datagrams")
-    held = arrived(boot, 50_000, 120 * SLOW_PER_SECOND)
+    send(boot, 50_000 + most, 50)
+    wait_for(lambda: len(arrived(boot, 50_000 + most, 50)) == 50, "the last datagrams")
+    held = arrived(boot, 50_000, most)
     steps = [after - index for index, after in pairwise(held) if after - index > 1]
 
     assert f"{__version__}-2" == boot.vm.run("dpkg-query -W -f='${Version}' guestagent").out

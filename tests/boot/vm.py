@@ -75,7 +75,7 @@ class Vm:
             *("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"),
         ]
 
-    def run(self, command: str, check: bool = True, timeout: float = 120.0) -> Done:
+    def run(self, command: str, check: bool = True, timeout: float = 240.0) -> Done:
         """Run a shell command as root inside."""
         argv = {"path": "/bin/sh", "arg": ["-c", command], "capture-output": True}
         pid = self._ask("guest-exec", argv)["pid"]
@@ -96,7 +96,7 @@ class Vm:
             return False
         return True
 
-    def wait_until_up(self, timeout: float = 240.0) -> None:
+    def wait_until_up(self, timeout: float = 360.0) -> None:
         """Return when systemd has started the guest agent."""
         try:
             wait_for(self.answers, "the VM's guest agent", timeout)

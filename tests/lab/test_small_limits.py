@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,13 +51,20 @@ ENOUGH = {
     "16 MB files": [f"--fsize={16 * MB}"],
     "no locked memory": ["--memlock=0"],
 }
+NO_PROC = ("unshare", "--mount", "sh", "-c", 'umount --lazy /proc && exec "$@"', "sh")
 
 
 def limited(host: Host, limits: list[str], arguments: list[str], where: Path) -> "subprocess.CompletedProcess[str]":
     """Run a verb to its end under limits of prlimit(1)."""
+    return began_with(host, ["prlimit", *limits], arguments, where)
+
+
+def began_with(
+    host: Host, prefix: Sequence[str], arguments: list[str], where: Path
+) -> "subprocess.CompletedProcess[str]":
+    """Run a verb to its end below another command."""
     environment = {**os.environ, "RUNTIME_DIRECTORY": str(where / "run")}
-    command = ["prlimit", *limits, *GUESTAGENT, *arguments]
-    return host.run(command, check=False, cwd=where, env=environment)
+    return host.run([*prefix, *GUESTAGENT, *arguments], check=False, cwd=where, env=environment)
 
 
 @pytest.mark.parametrize("limit", REFUSED)
@@ -82,6 +90,23 @@ def test_the_least_is_enough(pair: tuple[Host, Host], tmp_path: Path, limit: str
         assert done.returncode == 0, f"{verb}: {text}"
         assert "portable" not in text
         assert "FAIL" not in text
+
+
+@pytest.mark.parametrize("verb", ["run", "check"])
+def test_without_proc_there_is_one_sentence(pair: tuple[Host, Host], tmp_path: Path, verb: str) -> None:
+    """Where /proc is not mounted the agent says what it can't know and what to do, and exits with 3."""
+    done = began_with(pair[0], NO_PROC, VERBS[verb], tmp_path)
+    text = done.stderr + done.stdout
+    said = [line for line in text.splitlines() if line.startswith(("guestagent: ", "FAIL"))]
+    assert (done.returncode, len(said)) == (3, 1), text
+    assert "(/proc/meminfo: No such file or directory), so no ring can be sized: mount /proc" in said[0]
+
+
+@pytest.mark.parametrize("more", [[], ["--workers", "2"]])
+def test_a_collector_needs_no_proc(pair: tuple[Host, Host], tmp_path: Path, more: list[str]) -> None:
+    """Alone or with workers it begins and ends without /proc."""
+    done = began_with(pair[0], NO_PROC, [*VERBS["collect"], *more], tmp_path)
+    assert (0, False) == (done.returncode, "ERROR" in done.stderr), done.stderr
 
 
 # free memory in kB, arguments, exit code, words

@@ -20,6 +20,9 @@ from tests.repo.source import ROOT
 NEXT = "9.9.9"
 """A later version than any of ours."""
 ANY_URL = "http://packages.example.net"
+SIGNER = 'Release "100 %name" (apt & rpm) <release@example.net>'
+"""Of a shape that shells, rpm's macros and gpg could each take for something else."""
+STRANGER = "Release of others <others@example.net>"
 
 
 class Repository(NamedTuple):
@@ -68,22 +71,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def keyring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """An environment whose gpg has a secret key `guestagent-test` and no other."""
+    """An environment whose gpg has the secret key of SIGNER, and one of STRANGER, that nothing is signed with."""
 
     def make(home: Path) -> None:
         home.mkdir(mode=0o700)
-        command = [
-            "gpg",
-            "--batch",
-            "--quiet",
-            "--passphrase",
-            "",
-            "--quick-generate-key",
-            "guestagent-test",
-            "rsa2048",
-        ]
+        command = ["gpg", "--batch", "--quiet", "--passphrase", "", "--quick-generate-key"]
         environment = {**os.environ, "GNUPGHOME": str(home)}
-        subprocess.run([*command, "sign", "never"], env=environment, check=True, capture_output=True)
+        for name, kind in ((STRANGER, "ed25519"), (SIGNER, "rsa2048")):
+            subprocess.run([*command, name, kind, "sign", "never"], env=environment, check=True, capture_output=True)
 
     environment = {**os.environ, "GNUPGHOME": str(once(tmp_path_factory, "gnupg", make))}
     yield environment
@@ -96,7 +91,7 @@ def released(built: Path, keyring: dict[str, str], tmp_path_factory: pytest.Temp
 
     def make(project: Path) -> None:
         copy_of_project(project, NEXT)
-        into, signing = project / "dist" / "repo", ["--key", "guestagent-test", "--url", ANY_URL]
+        into, signing = project / "dist" / "repo", ["--key", SIGNER, "--url", ANY_URL]
         script("repo.py", *signing, "--packages", str(built), "--into", str(into), environment=keyring)
         script("release.py", *signing, root=project, environment={**keyring, "SOURCE_DATE_EPOCH": "1800000000"})
 

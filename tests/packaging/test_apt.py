@@ -1,6 +1,7 @@
 """The life of the deb in a fresh Debian: added from the signed repository, upgraded, taken back, removed, purged."""
 
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from guestagent import __version__
+from guestagent.mirror.providers import LOCAL
+from tests.mirror.ovsdb_server import OvsdbServer
 from tests.packaging.conftest import NEXT, Repository
 from tests.packaging.machine import Machine
+from tests.repo.source import ROOT
 
 CONFIG = "/etc/guestagent/guestagent.toml"
 SOURCES = "/etc/apt/sources.list.d/guestagent.sources"
@@ -21,6 +25,7 @@ session = boto3.session.Session("x", "x", region_name="eu-west-1")
 print([session.client(name) for name in ("ec2", "elbv2", "sts")])
 """
 """What `mirror` asks of guestagent-cloud."""
+CLOUD = "install the package guestagent-cloud"
 INSTALL = ("apt-get", "install", "-q", "-y", "--no-install-recommends")
 
 
@@ -38,6 +43,60 @@ def added(machine: Machine, repository: Repository) -> Iterator[Machine]:
 def version_of(machine: Machine) -> str:
     """What the installed command says."""
     return machine.run("guestagent", "--version").stdout.split()[-1]
+
+
+def documented(heading: str) -> list[str]:
+    """The commands of docs/install.md below a heading."""
+    text = (ROOT / "docs" / "install.md").read_text()
+    (part,) = re.findall(rf"(?ms)^## {heading}$(.*?)(?=^## |\Z)", text)
+    return [line for block in re.findall(r"(?s)```sh\n(.*?)```", part) for line in block.splitlines()]
+
+
+@pytest.mark.root
+def test_the_documented_way(machine: Machine, repository: Repository) -> None:
+    """docs/install.md command for command: the file, the installation, the one line, the enabling; back, on, gone."""
+    fetch, install, edit, check, enable = documented("Debian and Ubuntu")
+    upgrade, downgrade, purge = documented("Upgrade, downgrade, removal")
+    (place,) = re.findall(r"^curl -fsSo (\S+) https://\S+/guestagent\.sources$", fetch)
+    machine.write(place, repository.file("guestagent.sources"))
+    for command in (install, edit, enable):
+        machine.run("sh", "-c", command.replace(" --now ", " "))  # a chroot has no manager that could start it
+    config, is_enabled = machine.path(CONFIG).read_text(), machine.path(ENABLED).is_symlink()
+    versions = [version_of(machine)]
+    for command in (re.sub(r"=[\d.]+-1$", f"={__version__}-1", downgrade), upgrade):
+        machine.run("sh", "-c", f"{command} -y")
+        versions.append(version_of(machine))
+    machine.run("sh", "-c", f"{purge} -y")
+    machine.path(place).unlink()
+    machine.run(*UPDATE)
+
+    assert f"guestagent check -c {CONFIG}" == check
+    assert re.findall('(?m)^to = "tls://collector.example.net"$', config)
+    assert is_enabled
+    assert [NEXT, __version__, NEXT] == versions
+    assert not machine.path(CONFIG).exists()
+
+
+@pytest.mark.root
+def test_mirror_works_or_says_what_to_install(added: Machine) -> None:
+    """The installed command reads a real ovsdb-server; what guestagent-cloud lacks is one sentence with the command."""
+    added.run(*INSTALL, "guestagent")
+    said = {name: added.run("guestagent", "mirror", name, "list", check=False) for name in ("aws", "gcp", "ovs")}
+    added.run(*INSTALL, "guestagent-cloud")
+    server = OvsdbServer(added.path("/run/ovsdb"))
+    try:
+        listed = added.run("guestagent", "mirror", "ovs", "list", "--db", "unix:/run/ovsdb/db.sock")
+    finally:
+        server.stop()
+        shutil.rmtree(added.path("/run/ovsdb"))
+
+    assert "no mirror of ours here\n" == listed.stdout
+    assert [3, 3, 3] == [one.returncode for one in said.values()]
+    for name in ("aws", "ovs"):
+        assert re.fullmatch(rf"guestagent: mirror {name} needs the module \w+: {CLOUD}\n", said[name].stdout)
+    pip = "/usr/bin/python3.11 -m pip install --target /usr/local/lib/guestagent 'google-cloud-compute>="
+    assert f"guestagent: mirror gcp needs the module google: {pip}" in said["gcp"].stdout
+    assert f"{LOCAL}\n" in added.path("/usr/bin/guestagent").read_text()
 
 
 @pytest.mark.root

@@ -82,14 +82,15 @@ def test_the_base_package_is_light(built: Path) -> None:
     assert {name for name in in_deb if not own.match(name)} <= in_rpm
 
 
-def test_the_bill_of_materials_names_what_travels(built: Path) -> None:
+@pytest.mark.parametrize("package, kind", [("guestagent", KINDS[0]), ("guestagent-cloud", KINDS[2])])
+def test_the_bill_of_materials_names_what_travels(built: Path, package: str, kind: str) -> None:
     """CycloneDX with each pinned library, by version, and the package itself."""
-    (deb,) = built.glob(KINDS[0])
-    bill = json.loads(packed(deb, "/usr/share/doc/guestagent/sbom.cdx.json"))
-    pinned = re.findall(r"(?m)^([a-z-]+)==(\S+)", (ROOT / "packaging/vendor/guestagent.txt").read_text())
+    (deb,) = built.glob(kind)
+    bill = json.loads(packed(deb, f"/usr/share/doc/{package}/sbom.cdx.json"))
+    pinned = re.findall(r"(?m)^([a-z0-9_-]+)==(\S+)", (ROOT / f"packaging/vendor/{package}.txt").read_text())
 
     assert "CycloneDX" == bill["bomFormat"]
-    assert ("guestagent", __version__) == (
+    assert (package, __version__) == (
         bill["metadata"]["component"]["name"],
         bill["metadata"]["component"]["version"],
     )
@@ -146,6 +147,26 @@ def test_a_release_is_complete(released: Path, keyring: dict[str, str]) -> None:
     assert names == {line.split(":")[0] for line in checked.stdout.splitlines()}
     assert {f"guestagent-{NEXT}-py3-none-any.whl", f"guestagent-{NEXT}.tar.gz", f"guestagent-{NEXT}.cdx.json"} <= names
     assert 6 == len([name for name in names if name.endswith((".deb", ".rpm"))])
+
+
+def test_the_key_is_one(released: Path, keyring: dict[str, str], tmp_path: Path) -> None:
+    """What machines get is the signer's key alone; a name of two keys or none is refused before anything is made."""
+    shown = subprocess.run(
+        ["gpg", "--batch", "--with-colons", "--show-keys", str(released / "repo" / "guestagent.asc")],
+        env=keyring,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert 1 == shown.count("pub:")
+    assert "<release@example.net>" in shown
+    for name, said in (("example.net", "gpg has 2 secret keys 'example.net': name one by"), ("x y", "no secret key")):
+        words = ["--key", name, "--url", "http://x", "--packages", str(released / NEXT), "--into", str(tmp_path / "to")]
+        command = [sys.executable, str(ROOT / "packaging/repo.py"), *words]
+        done = subprocess.run(command, env=keyring, capture_output=True, text=True, check=False)
+        assert (1, 1) == (done.returncode, done.stderr.count("\n")), done.stderr
+        assert said in done.stderr
+        assert not (tmp_path / "to").exists()
 
 
 def test_a_release_without_its_changelog_is_refused() -> None:

@@ -1,6 +1,9 @@
 """`guestagent check`: what it says of a collector's config, and of a collector that an agent would go to."""
 
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 from guestagent import check
 from guestagent.cli import main
 from guestagent.config import load_run
+from guestagent.observe import status
 from tests.unit.test_workers import Collector, Keys, start
 
 __all__ = ["start"]
@@ -102,6 +106,52 @@ def test_a_taken_port_is_fine_where_it_is_our_own(
         code, said = checked(capsys, *arguments)
     assert 2 == code
     assert "Address already in use" in said["listen"]
+
+
+WITNESS = """
+import fcntl, os, signal, sys
+from pathlib import Path
+from guestagent.cli import main
+
+real = fcntl.flock
+
+def flock(*arguments):
+    print(*(path.name for path in Path(os.environ["RUNTIME_DIRECTORY"]).glob("*.sock")), flush=True)
+    signal.raise_signal(signal.SIGTERM)
+    return real(*arguments)
+
+fcntl.flock = flock
+sys.exit(main(sys.argv[1:]))
+"""
+"""`guestagent` that prints the status sockets that are there when it takes a directory, and is told to stop then."""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_its_status_is_there_before_the_directory_is_taken(tmp_path: Path, workers: str) -> None:
+    """Whoever finds the directory of a collector that starts held finds the collector, which can already be stopped."""
+    words = ["collect", "--listen", "tcp://127.0.0.1:0", "--workers", workers]
+    command = [sys.executable, "-c", WITNESS, *words, "--write", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    out, err = process.communicate(timeout=60)
+    assert 0 == process.returncode, err
+    assert f"collector-{process.pid}.sock" in out.splitlines()[0]
+    assert "stopped by a signal" in err
+    assert [] == list((tmp_path / "run").iterdir())
+
+
+def test_a_collector_that_stands_still_is_no_stranger(
+    start: Callable[..., Collector], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that does not answer in time, as on a machine that is very busy, has its port and directory all the same."""
+    monkeypatch.setattr(status, "ASK_SECONDS", 0.05)
+    collector = start("--workers", "1")
+    collector.process.send_signal(signal.SIGSTOP)
+    listen = f"tcp://127.0.0.1:{collector.port}"
+    code, said = checked(capsys, "--listen", listen, "--write", str(collector.captures))
+    collector.process.send_signal(signal.SIGCONT)
+    assert (0, True) == (code, all(one.startswith("ok") for one in said.values())), said
+    assert f"the collector that runs now (collector-{collector.process.pid})" in said["files"]
+    collector.stop()
 
 
 def test_what_a_collector_answers(start: Callable[..., Collector], tmp_path: Path) -> None:

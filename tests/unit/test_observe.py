@@ -18,7 +18,7 @@ from guestagent.model import InterfaceLedger
 from guestagent.observe import logs, reports, status
 from guestagent.observe.clock import LEAST_STEP_NS, ClockWatch
 from guestagent.observe.show import show_status
-from guestagent.observe.status import StatusSocket, ask, everything
+from guestagent.observe.status import Found, StatusSocket, ask, everything
 from guestagent.observe.words import RateLine, ledger_sentence, scaled
 
 log = logging.getLogger("guestagent.test")
@@ -148,7 +148,7 @@ def test_a_dead_socket_is_removed(runtime: Path) -> None:
     left.close()
     (runtime / "agent-2.sock").write_text("no socket")
 
-    assert {} == everything()
+    assert ({}, []) == everything()
     assert not (runtime / "agent-1.sock").exists()
 
 
@@ -170,6 +170,19 @@ def test_a_broken_answer_is_none(runtime: Path, data: bytes) -> None:
     assert ask(runtime / "agent-1.sock") is None
     thread.join(5)
     listener.close()
+
+
+def test_who_does_not_answer_is_there_all_the_same(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that stands still is silent, not absent: while it takes askers in, and once its queue is full."""
+    monkeypatch.setattr(status, "ASK_SECONDS", 0.01)
+    runtime.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(runtime / "agent-1.sock"))
+        listener.listen(1)
+        for _ in range(4):
+            assert {} == ask(runtime / "agent-1.sock")
+            assert ({}, ["agent-1"]) == everything()
+    assert ({}, []) == everything()
 
 
 def test_a_long_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +266,9 @@ COLLECTOR: dict[str, Any] = {
 
 def test_status_for_people(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """`status` tells ledger, link, limits and gaps in sentences; 0 where something runs, else 1."""
-    monkeypatch.setattr("guestagent.observe.show.everything", lambda: {"agent-1": AGENT, "collector-2": COLLECTOR})
+    monkeypatch.setattr(
+        "guestagent.observe.show.everything", lambda: Found({"agent-1": AGENT, "collector-2": COLLECTOR}, [])
+    )
     assert 0 == show_status(as_json=False)
     said = capsys.readouterr().out
     for text in (
@@ -268,18 +283,22 @@ def test_status_for_people(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         "vm-1: nothing is held from 2023-11-14T22:13:20.123Z until 2023-11-14T22:13:25.123Z",
     ):
         assert text in said
-    monkeypatch.setattr("guestagent.observe.show.everything", lambda: {"agent-1": {**AGENT, "link": None}})
+    monkeypatch.setattr("guestagent.observe.show.everything", lambda: Found({"agent-1": {**AGENT, "link": None}}, []))
     assert 0 == show_status(as_json=False)
-    monkeypatch.setattr("guestagent.observe.show.everything", dict)
+    monkeypatch.setattr("guestagent.observe.show.everything", lambda: Found({}, []))
     assert 1 == show_status(as_json=False)
     assert "nothing runs here" in capsys.readouterr().out
+    monkeypatch.setattr("guestagent.observe.show.everything", lambda: Found({}, ["agent-1"]))
+    assert 1 == show_status(as_json=False)
+    assert "agent-1\n  runs, but did not answer within 2 s: stopped, or very busy\n" == capsys.readouterr().out
 
 
 def test_status_for_scripts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """`status --json` is one object with its schema, also where nothing runs."""
-    monkeypatch.setattr("guestagent.observe.show.everything", lambda: {"agent-1": AGENT})
+    monkeypatch.setattr("guestagent.observe.show.everything", lambda: Found({"agent-1": AGENT}, ["agent-2"]))
     assert 0 == show_status(as_json=True)
-    assert {"schema": "guestagent.status/1", "running": {"agent-1": AGENT}} == json.loads(capsys.readouterr().out)
+    told = {"schema": "guestagent.status/1", "running": {"agent-1": AGENT}, "silent": ["agent-2"]}
+    assert told == json.loads(capsys.readouterr().out)
 
 
 # -- reports and words -----------------------------------------------------------------------------------------------
