@@ -1,5 +1,5 @@
 #!/bin/sh
-# Made by `guestagent cloud-init render --vendor-data`: brings the agent, once for each instance.
+# Made by `guestagent cloud-init render --form vendor-data`: brings the agent, once for each instance.
 set -eu
 ! systemctl -q is-enabled guestagent 2>/dev/null || exit 0
 put() { # PATH MODE OWNER

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from guestagent.capture.probes import PROBES
 from guestagent.capture.tap import Tap
 from guestagent.config import RunConfig
 from guestagent.endpoint import Endpoint
-from guestagent.errors import ConfigError, GuestagentError
+from guestagent.errors import AbsentError, ConfigError, GuestagentError
 from guestagent.governor.limits import DEFAULT_CPU_PERCENT, OWN_CORES
 from guestagent.links.keyring import credentials
 from guestagent.observe import reports
@@ -56,6 +57,16 @@ def _budget_cores(config: RunConfig) -> float:
 
 def _say(name: str, ok: bool, detail: str) -> None:
     sys.stdout.write(f"{'ok  ' if ok else 'FAIL'} {name}: {detail}\n")
+
+
+def _unless_awaited(step: Callable[[RunConfig], str], config: RunConfig) -> str:
+    """With `wait` an interface that is not there yet is no reason for `run` to stop."""
+    try:
+        return step(config)
+    except AbsentError as absent:
+        if not config.wait:
+            raise
+        return f"not known yet: {absent}; run would wait for it"
 
 
 def _capture(config: RunConfig) -> str:
@@ -118,7 +129,7 @@ def _files(config: RunConfig) -> str:
 _STEPS: dict[str, Callable[[RunConfig], str]] = {
     "limits": _limits,
     "files": _files,
-    "route": _route,
-    "capture": _capture,
+    "route": partial(_unless_awaited, _route),
+    "capture": partial(_unless_awaited, _capture),
     "collector": _collector,
 }

@@ -93,17 +93,9 @@ COLLECT_OPTIONS = (
 _OF_RUN = {one.names for one in RUN_OPTIONS}
 CHECK_OPTIONS = (*RUN_OPTIONS, *(one for one in COLLECT_OPTIONS if one.names not in _OF_RUN))
 MIRROR_OPTIONS = (
-    option(
-        "provider",
-        choices=(
-            "aws",
-            "gcp",
-            "ovs",
-        ),
-        help="whose mirroring",
-    ),
+    option("provider", choices=("aws", "gcp", "ovs"), help="whose mirroring"),
     option("action", choices=("plan", "create", "list", "status", "delete", "policy"), help="see above"),
-    option("-f", "--file", metavar="FILE", help="mirror.toml: TOML with the names of the flags up to --collector"),
+    option("-f", "--file", metavar="FILE", help="mirror.toml: TOML with the names of the flags up to --db, and [tls]"),
     option("--name", help="of the mirror; it marks all that is made"),
     option(
         "--source",
@@ -122,8 +114,8 @@ MIRROR_OPTIONS = (
     ),
     option("--direction", metavar="both|ingress|egress", help="as the machine sees it; default: both"),
     option("--dns", **SWITCH, help="also questions to the provider's own resolver (aws)"),
-    option("--vni", type=int, metavar="N", help="VXLAN network identifier; default: the provider picks one (aws)"),
-    option("--packet-length", type=int, metavar="N", help="bytes of each packet; default: whole (aws)"),
+    option("--vni", type=int, metavar="N", help="VXLAN network identifier; default: the provider picks one (aws, ovs)"),
+    option("--packet-length", type=int, metavar="N", help="bytes of each packet; default: whole (aws, ovs)"),
     option("--region", help="default: as the provider's own tools are configured"),
     option("--collector", metavar="URL", help="where the agents of machines without native mirroring send to"),
     option(

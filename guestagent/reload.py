@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from guestagent.capture.engine import renewed
 from guestagent.config import RunConfig
@@ -20,13 +20,14 @@ LIVE = ("filter", "slice", "keep", "cpu", "rate", "packets", "yields", "full", "
 def reload(old: RunConfig, reread: Callable[[], RunConfig], desk: Desk, steering: Steering, now: float) -> RunConfig:
     """The config in force from now on: the old one, said why, where the new one is bad in any way."""
     try:
-        new = reread()
+        read = reread()
+        new = replace(old, **{name: getattr(read, name) for name in LIVE})
         desk.renew(renewed(desk.capture, wish_of(new)), steering.limits.selection)
     except GuestagentError as error:
         log.error("the config was read again and refused, the old one stays in force: %s", error)
         return old
     steering.renew(new, now)
-    changed = [one.name for one in fields(RunConfig) if getattr(old, one.name) != getattr(new, one.name)]
+    changed = [one.name for one in fields(RunConfig) if getattr(old, one.name) != getattr(read, one.name)]
     later = [name for name in changed if name not in LIVE]
     log.info("the config was read again: %s", ", ".join(name for name in changed if name in LIVE) or "nothing changed")
     if later:

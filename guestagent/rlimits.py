@@ -12,7 +12,7 @@ from pathlib import Path
 from guestagent.errors import HostError
 
 LEAST_FILES = 32
-"""Agent and collector alone hold 16 at the most; the rest is for askers of the status, interfaces, modules to load."""
+"""Agent and collector alone hold 20 at the most; the rest is for askers of the status, interfaces, modules to load."""
 ENOUGH_FILES = 65_536
 LEAST_ADDRESS_BYTES = 72 << 20
 """The agent maps 28 MB beside its ring, 52 MB with the portable engine."""

@@ -55,7 +55,6 @@ class Steering:
         self._follow(config, now)
 
     def _follow(self, config: RunConfig, now: float, start: Limits | None = None) -> None:
-        self._seed = config.seed
         speed_mbit = max(source.interface.speed_mbit for source in self._tap.sources)
         self.budgets = budgets_of(config, speed_mbit, self._streams)
         wish = self._desk.capture.wish
@@ -143,7 +142,7 @@ class Steering:
             "slice": limits.slice,
             "filter": wish.filter_expression,
             "keep": wish.keep,
-            "seed": self._seed,
+            "seed": wish.seed,
             "sample": limits.sample,
             "heavy_flows": len(limits.heavy),
             "heavy_fraction": limits.heavy_fraction,

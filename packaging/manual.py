@@ -58,6 +58,7 @@ def command_page() -> str:
             ("**2**", "Wrong flags or config."),
             ("**3**", "This host lacks a privilege or a feature of the kernel."),
             ("**4**", "`mirror plan` has changes."),
+            ("**130**", "Interrupted at the keyboard."),
         ),
         "# FILES",
         *_definitions(

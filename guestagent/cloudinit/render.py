@@ -34,7 +34,7 @@ def vendor_data(recipe: Recipe, family: str) -> str:
     """A shell script."""
     recipe_lines = [
         "#!/bin/sh",
-        "# Made by `guestagent cloud-init render --vendor-data`: brings the agent, once for each instance.",
+        "# Made by `guestagent cloud-init render --form vendor-data`: brings the agent, once for each instance.",
         "set -eu",
         "! systemctl -q is-enabled guestagent 2>/dev/null || exit 0",
         "put() { # PATH MODE OWNER",

@@ -5,12 +5,15 @@ addresses leaves their incoming packets out. Duplicates are the safe error, so a
 
 - is of the same address domain (private addresses come again in other networks) and the only one with that address,
 - is connected and was whole in its last two reports, the last of them no older than FRESH_SECONDS,
-- selects what the agent itself selects, and lost nothing in its ring between those reports.
+- selects what the agent itself selects, and lost nothing in its ring between those reports. That must be told by the
+  packet alone: a filter that asks for the direction, the link layer, a length or single bytes may take a packet at one
+  end and leave it at the other, where it is merged otherwise.
 
 A peer that dies without a word was last heard at most 3 s before the last grant, which lasts 5 s: no packet is missing
 later than 8 s after. Whoever says that it sheds, or goes, is taken out within CHECK_SECONDS.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from math import inf
 from typing import Any, NamedTuple, Protocol
@@ -26,8 +29,12 @@ CHECK_SECONDS = 0.1
 LEAST_WHOLE_REPORTS = 2
 NEVER = -1.0
 """A moment before all others; JSON knows no infinity."""
-_SELECTION = ("filter", "keep", "seed", "slice")
-"""Keys of a report's limits that must be the same at both ends."""
+_SELECTION = ("filter", "keep", "slice")
+"""Keys of a report's limits that must be the same at both ends; with `keep` below 1 the seed, too."""
+_ONE_SIDED = re.compile(
+    r"\b(inbound|outbound|ether|link|wlan|ifname|vlan|mpls|pppoe[ds]|broadcast|multicast|len|less|greater)\b|\["
+)
+"""Words of pcap-filter(7) by which two ends of a conversation can differ over a packet."""
 _LOSSES = ("capped", "dropped_by_ring", "unsupported_gso")
 
 
@@ -84,10 +91,11 @@ class Member:
             self.whole_reports = 0
             return
         lost = tuple(repr(one.get(key)) for one in interfaces.values() if isinstance(one, dict) for key in _LOSSES)
-        is_whole = limits.get("reduced") is False and limits.get("probe") is False
+        is_whole = limits.get("reduced") is False and limits.get("probe") is False and _is_mutual(limits)
         is_same = self.whole_reports == 0 or lost == self._lost
         self.whole_reports = self.whole_reports + 1 if is_whole and is_same else 0
-        self.selection = tuple(repr(limits.get(key)) for key in _SELECTION)
+        keys = _SELECTION if limits.get("keep") == 1 else (*_SELECTION, "seed")
+        self.selection = tuple(repr(limits.get(key)) for key in keys)
         self._lost, self._reported_at = lost, now
 
     def is_whole(self, now: float) -> bool:
@@ -99,6 +107,10 @@ class Member:
         is_whole = self.whole_reports >= LEAST_WHOLE_REPORTS
         whole_until = self._reported_at + FRESH_SECONDS if is_whole else NEVER
         return Standing(self.domain, self.addresses, self.selection, whole_until)
+
+
+def _is_mutual(limits: Mapping[str, Any]) -> bool:
+    return not _ONE_SIDED.search(str(limits.get("filter", "")).lower())
 
 
 def _leasable(interfaces: Iterable[Interface]) -> tuple[str, ...]:

@@ -20,12 +20,16 @@ MOST_PATH_BYTES = 107
 _DIRECTORY_MODE, _SOCKET_MODE = 0o750, 0o660
 
 
+SERVICES = Path("/run/guestagent")
+"""Of root and the packages' user; members of its group may ask."""
+
+
 def directory() -> Path:
-    """/run/guestagent for root and services, below XDG_RUNTIME_DIR for others."""
+    """SERVICES for root and services, below XDG_RUNTIME_DIR for others."""
     if given := os.environ.get("RUNTIME_DIRECTORY"):
         return Path(given.split(":")[0])
     if os.geteuid() == 0:
-        return Path("/run/guestagent")
+        return SERVICES
     return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/guestagent-{os.geteuid()}") / "guestagent"
 
 
@@ -129,8 +133,9 @@ class Found(NamedTuple):
 
 
 def everything() -> Found:
-    """Ask all that run here."""
-    answers = {path.stem: ask(path) for path in sorted(directory().glob("*.sock"))}
+    """Ask all that run here: our own, and the services', where we may."""
+    places = {directory()} if "RUNTIME_DIRECTORY" in os.environ else {directory(), SERVICES}
+    answers = {path.stem: ask(path) for place in sorted(places) for path in sorted(place.glob("*.sock"))}
     return Found(
         {name: snapshot for name, snapshot in answers.items() if snapshot},
         [name for name, snapshot in answers.items() if snapshot == {}],

@@ -154,6 +154,18 @@ def test_a_collector_that_stands_still_is_no_stranger(
     collector.stop()
 
 
+def test_an_interface_that_is_waited_for_stops_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """`run --wait` would wait for it, so `check` passes and says so; without `wait` both end with 2."""
+    arguments = ["-i", "nosuch0", "--to", f"dir:{tmp_path}"]
+    code, said = checked(capsys, *arguments, "--wait")
+    assert 0 == code
+    assert "nosuch0" in said["capture"]
+    assert said["capture"].endswith("run would wait for it")
+    code, said = checked(capsys, *arguments)
+    assert 2 == code
+    assert said["capture"].startswith("FAIL")
+
+
 def test_what_a_collector_answers(start: Callable[..., Collector], tmp_path: Path) -> None:
     """It answers, and until when its certificate holds; wrong CA, plain text and nobody are said with the reason."""
     keys, others = Keys(tmp_path / "pki"), Keys(tmp_path / "others")

@@ -63,6 +63,23 @@ def test_two_whole_members_get_each_others_addresses() -> None:
     assert told["b"].peers == ("10.0.0.1",)
 
 
+@pytest.mark.parametrize("keep, seeds, is_same", [(1.0, (1, 2), True), (0.5, (1, 2), False), (0.5, (7, 7), True)])
+def test_sampled_ends_agree_by_their_seed(keep: float, seeds: tuple[int, int], is_same: bool) -> None:
+    """Two samples of one fraction are the same only by one seed; without sampling there is none."""
+    one, other = (member(f"10.0.0.{seed}{at}", keep=keep, seed=seed) for at, seed in enumerate(seeds))
+    told = Leases().due({"a": one, "b": other}, 0.0)
+    assert is_same is bool(told.get("a", Lease((), 0.0)).peers)
+
+
+@pytest.mark.parametrize(
+    "chosen", ["inbound", "tcp and ether src 02:00:00:00:00:01", "greater 1000", "vlan 7", "ip[2:2] > 576", "len > 99"]
+)
+def test_a_filter_that_two_ends_answer_differently_lends_nothing(chosen: str) -> None:
+    """What is not told by the packet alone may be copied at neither end."""
+    assert not member("10.0.0.1", filter=chosen).is_whole(0.0)
+    assert member("10.0.0.1", filter="src host 10.0.0.1 and tcp dst port 443").is_whole(0.0)
+
+
 @pytest.mark.parametrize("change", [{"reduced": True}, {"probe": True}])
 def test_who_sheds_is_revoked_at_the_next_look(change: dict[str, Any]) -> None:
     """A lease that names a member that is whole no more is replaced without waiting for its renewal."""
