@@ -226,7 +226,8 @@ class Agent:
 
     def _detect(self, now: float) -> None:
         """Ask the loop detector; hold the sending while it wants to see what the capture does."""
-        sample = Sample(interface_bytes(self._names()), self._tap.wire_bytes, self._link.state.sent_bytes)
+        state = self._link.state
+        sample = Sample(interface_bytes(self._names()), self._tap.wire_bytes, state.sent_bytes, state.copies)
         verdict = self._detector.step(now, sample)
         self._desk.is_held = verdict is Verdict.HOLD
         if verdict is Verdict.LOOP:

@@ -43,6 +43,8 @@ class Sample:
     seen_bytes: int
     captured_bytes: int
     sent_bytes: int
+    copies: int = 1
+    """Streams that carry each frame at this moment; one of them may come back."""
 
 
 class LoopDetector:
@@ -98,8 +100,9 @@ class LoopDetector:
 def _is_suspicious(before: Sample, after: Sample, seconds: float) -> bool:
     """Captured tracks sent, and our own bytes are not among what the filter left out."""
     captured = after.captured_bytes - before.captured_bytes
-    sent = after.sent_bytes - before.sent_bytes
-    unselected = after.seen_bytes - before.seen_bytes - captured
+    all_sent = after.sent_bytes - before.sent_bytes
+    sent = all_sent / after.copies
+    unselected = after.seen_bytes - before.seen_bytes - captured - (all_sent - sent)  # the others are left out rightly
     is_fast = min(captured, sent) > LEAST_BYTES_PER_SECOND * seconds
     tracks = is_fast and min(captured, sent) / max(captured, sent) > SUSPICION_RATIO
     return tracks and unselected < sent / 2

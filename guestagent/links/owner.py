@@ -25,6 +25,11 @@ class LinkState:
     destinations: list[dict[str, Any]] = field(default_factory=list)
     """Each collector or sensor, by preference: which one serves, or its counters."""
 
+    @property
+    def copies(self) -> int:
+        """How many streams carry each frame at this moment: `sent_bytes` are of all of them."""
+        return max(1, sum(bool(one.get("serves")) for one in self.destinations))
+
 
 class LinkOwner(Protocol):
     """The desk behind a link: it holds ring, window and ledger."""

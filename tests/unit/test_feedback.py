@@ -19,12 +19,12 @@ Load = Callable[[float], float]
 
 
 def simulate(
-    load: Load, *, echo: float, same_nic: bool, seconds: float = 60.0, seed: int = 0
+    load: Load, *, echo: float, same_nic: bool, seconds: float = 60.0, seed: int = 0, copies: int = 1
 ) -> tuple[bool, float, float]:
     """(was a loop called, when, seconds of holding) for an agent that copies everything.
 
     `echo` is the part of its own bytes that comes back into the capture, wrapped; `same_nic`: its excluded bytes cross
-    the tapped interface too.
+    the tapped interface too. Of several `copies` one comes back.
     """
     detector, rng = LoopDetector(), random.Random(seed)
     seen = captured = sent = backlog = 0.0
@@ -36,8 +36,8 @@ def simulate(
         fresh = load(now) * STEP_SECONDS * rng.uniform(0.8, 1.2)
         out = 0.0 if held else min(backlog, line_rate * STEP_SECONDS)
         backlog -= out
-        sent += out
-        seen += fresh + (out if same_nic or echo else 0.0)
+        sent += copies * out
+        seen += fresh + (copies * out if same_nic else out if echo else 0.0)
         arrived = fresh + echo * out
         pipeline.append((now + RETIRE_SECONDS, arrived * 1.03))
         while pipeline and pipeline[0][0] <= now:
@@ -46,7 +46,7 @@ def simulate(
             backlog += size
         held_seconds += STEP_SECONDS * held
         if now >= ask_at:
-            verdict = detector.step(now, Sample(int(seen), int(captured), int(sent)))
+            verdict = detector.step(now, Sample(int(seen), int(captured), int(sent), copies))
             held = verdict is Verdict.HOLD
             ask_at = now + (HELD_SECONDS if held else DETECT_SECONDS)
             if verdict is Verdict.LOOP:
@@ -135,6 +135,20 @@ def test_a_loop_is_found_within_seconds(load: Load, seed: int) -> None:
         called, when, _ = simulate(each, echo=1.0, same_nic=True, seed=seed)
         assert called
         assert when < (15.0 if load is trickle else 8.0)
+
+
+@pytest.mark.parametrize("same_nic", [True, False], ids=["same NIC", "another NIC"])
+def test_a_loop_in_one_of_several_copies_is_found(same_nic: bool) -> None:
+    """Of the streams to two or three collectors the one that comes back is found; without one nothing is called."""
+
+    def until_one_second(now: float) -> float:
+        return steady(now) if now < 1.5 else 0.0
+
+    for copies in (2, 3):
+        called, when, _ = simulate(until_one_second, echo=1.0, same_nic=same_nic, copies=copies)
+        assert called
+        assert when < 8.0
+        assert not simulate(steady, echo=0.0, same_nic=same_nic, copies=copies)[0]
 
 
 @pytest.mark.parametrize("load", [steady, bursts])
