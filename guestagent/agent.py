@@ -262,9 +262,9 @@ class Agent:
             self._loop.run_once(0.0 if has_more else DRAIN_STEP_SECONDS)
 
     def finish(self) -> None:
-        """Close the books, say goodbye, write the report. Raises RunError where a fault ended the run."""
+        """Say goodbye, close the books, write the report. Raises RunError where a fault ended the run."""
+        self._link.finish(self._stop_reason)  # before the ring is given up: it still sends, and reads what is kept
         self._desk.abandon()
-        self._link.finish(self._stop_reason)
         snapshot = self.snapshot()
         log.info("%s: %s", self._stop_reason, ledger_sentence(snapshot))
         if self._config.report:

@@ -220,7 +220,7 @@ class Desk:
         return room_bytes
 
     def _wait_for_gate(self, now: float) -> None:
-        self.gate_opens_at = self.gate.ready_at(now, MOST_RUN_BYTES, MOST_RUN_BYTES)
+        self.gate_opens_at = min(self.gate_opens_at, self.gate.ready_at(now, MOST_RUN_BYTES, MOST_RUN_BYTES))
 
     def spent(self, wire_bytes: float) -> None:
         """So many left, with the headers of the packets that carry them."""

@@ -114,11 +114,18 @@ class Share:
         """Settle what this collector holds, send it the rest from the start."""
         self._collector_id = answer.collector_id
         self._sharing.fanout.resume(self._place, answer.held_sequence)
-        self._place.tell_stale(answer.unsupported_gso)
+        self._tell_stale(answer.unsupported_gso)
         self._sharing.settle()
 
+    def _tell_stale(self, counts: dict[int, int]) -> None:
+        """Of interfaces that the run has; a peer may name a hundred thousand."""
+        ledgers = self._desk.tap.ledgers
+        self._place.tell_stale({at: count for at, count in counts.items() if at in ledgers})
+
     def next_frame(self, now: float) -> Pending | None:
-        """The next frame that this collector lacks."""
+        """The next frame that this collector lacks; none while the desk is held, or the loop detector would see it."""
+        if self._desk.is_held:
+            return None
         return self._sharing.fanout.next_frame(self._place, now)
 
     def allowance(self, now: float) -> float:
@@ -140,7 +147,7 @@ class Share:
     def acknowledged(self, sequence: int, collector_id: str, notes: dict[str, Any]) -> None:
         """Settle what this collector made safe."""
         self._sharing.fanout.acknowledge(self._place, sequence)
-        self._place.tell_stale(decode_counts(notes.get("unsupported_gso", {})))
+        self._tell_stale(decode_counts(notes.get("unsupported_gso", {})))
         self._sharing.settle()
         note = frames.printable(str(notes.get("note", ""))[:MOST_NOTE_CHARACTERS])
         if note != self.note:

@@ -107,6 +107,7 @@ class FanOut:
         if sequence > place.passed:
             place.delivered += sum(map(_records, self._between(place.passed, sequence)))
             place.passed = place.acknowledged = sequence
+            place.sent = max(place.sent, sequence)  # an earlier connection brought it, and its disk was full meanwhile
             self.leader = max(self.leader, sequence)
 
     def resume(self, place: Place, held_sequence: int | None) -> None:

@@ -11,11 +11,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from guestagent.agent import Agent
 from guestagent.capture.engine import Capture, Wish
 from guestagent.capture.source import RetiredBlock
 from guestagent.config import RunConfig
 from guestagent.desk import Desk
 from guestagent.endpoint import Endpoint
+from guestagent.governor.bucket import TokenBucket
 from guestagent.links.replicate import ReplicateLink
 from guestagent.links.stream import StreamLink
 from guestagent.model import Exclusion
@@ -54,6 +56,7 @@ class WatchedRing(FakeSource):
         """The kernel has it again."""
         super().release(block)
         block.memory[:] = bytes(len(block.memory))
+        block.memory.release()
 
 
 def desk_of(*sources: FakeSource) -> Desk:
@@ -300,6 +303,75 @@ def test_an_acknowledgement_of_what_was_never_sent_is_refused(ring: WatchedRing)
         other.share.resumed(CollectorHello("c1", "", 7, {}))
 
     assert ring.held_blocks() == 1
+
+
+def test_an_acknowledgement_may_be_ahead_of_the_connection(ring: WatchedRing) -> None:
+    """A collector whose disk was full acknowledges what an earlier connection brought: what follows it is sent next."""
+    sharing, (one, other) = sharing_of(ring)
+    for _ in range(3):
+        ring.fill(1, 0)
+    copy(one)
+    while other.send():
+        pass
+    other.share.resumed(CollectorHello("c1", "", None, {}))
+    assert other.send()
+    other.share.acknowledged(3, "c1", {})
+    assert not other.send()
+    ring.fill(1, 0)
+    again = other.share.next_frame(0.0)
+
+    assert again is not None
+    assert (4, 3) == (again.sequence, sharing.describe(1)["delivered"])
+
+
+def test_counts_of_interfaces_that_are_not_there_are_not_kept(ring: WatchedRing) -> None:
+    """What a collector counts of an interface that the run does not have changes no books, and takes no memory."""
+    sharing, (one, _) = sharing_of(ring)
+    one.share.acknowledged(0, "c0", {"unsupported_gso": {"99": 5}})
+
+    assert (0, 0) == (sharing.describe(0)["delivered"], len(sharing.fanout.places[0].told_stale))
+
+
+def test_a_hold_holds_what_another_has_already(ring: WatchedRing) -> None:
+    """While the loop detector looks, no collector is sent anything, lest that comes back and looks like traffic."""
+    sharing, (one, other) = sharing_of(ring)
+    ring.fill(3, 0)
+    copy(one)
+    sharing.desk.is_held = True
+    assert not other.send()
+
+    sharing.desk.is_held = False
+    assert other.send()
+
+
+def test_the_first_that_may_go_on_wakes_the_agent(ring: WatchedRing) -> None:
+    """The cap on packets, which all wait for, does not put off what one collector's part of the bytes allows before."""
+    sharing, (one, _) = sharing_of(ring)
+    sharing.desk.gate_opens_at = 0.25
+    sharing.desk.gate.packets = TokenBucket(1.0)
+    sharing.desk.gate.packets.spend(1)
+    assert not one.send()
+
+    assert sharing.desk.gate_opens_at == 0.25
+
+
+def test_at_the_end_the_books_are_closed_before_the_ring_is_given_up(ring: WatchedRing) -> None:
+    """A block of which one run is kept for a collector, and the rest waits for a cap: it is read, then it goes back."""
+    sharing, (quick, _) = sharing_of(ring)
+    sharing.desk.gate.packets = TokenBucket(25.0)
+    ring.fill(3, 1)
+    assert [True, False] == [quick.send(), quick.send()]
+    quick.share.acknowledged(1, "c0", {})
+    agent = Agent.__new__(Agent)
+    agent._desk, agent._link, agent._config = sharing.desk, ReplicateLink([], sharing), RunConfig()
+    agent._stop_reason, agent._failure = "stopped by a signal", ""
+    agent.snapshot = lambda: sharing.desk.tap.refresh().as_dict()  # type: ignore[method-assign]
+    agent.finish()
+    ledger = sharing.desk.tap.refresh()
+
+    assert (1, 2, 1, 0) == (ledger.delivered, ledger.capped, ledger.unsupported_gso, ledger.in_flight)
+    assert [1, 0] == [sharing.describe(at)["delivered"] for at in range(2)]
+    assert sharing.describe(1)["lost_records"][ENDED] == 1
 
 
 def test_what_collectors_remark_stands_side_by_side(ring: WatchedRing) -> None:
