@@ -140,3 +140,4 @@ class Bench:
         self.link.close()
         self.collector.close_connection()
         self.collector.listener.close()
+        self.loop.close()
