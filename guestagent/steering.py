@@ -23,7 +23,7 @@ MOST_LAG_MARKS = 256
 """Ticks whose last frame is remembered, 25 s of them."""
 
 
-def budgets_of(config: RunConfig, speed_mbit: int, streams: int = 1) -> Budgets:
+def budgets_of(config: RunConfig, speed_mbit: int) -> Budgets:
     """What the operator allows of each copy; a rate by default only where copies cross the network."""
     rate = config.rate if config.rate is not None or config.to[0].scheme != "dir" else inf
     budgets = budgets_for(
@@ -36,8 +36,8 @@ def budgets_of(config: RunConfig, speed_mbit: int, streams: int = 1) -> Budgets:
     )
     return replace(
         budgets,
-        bytes_per_second=budgets.bytes_per_second / streams,
-        packets_per_second=budgets.packets_per_second / streams,
+        bytes_per_second=budgets.bytes_per_second / config.streams,
+        packets_per_second=budgets.packets_per_second / config.streams,
     )
 
 
@@ -56,7 +56,7 @@ class Steering:
 
     def _follow(self, config: RunConfig, now: float, start: Limits | None = None) -> None:
         speed_mbit = max(source.interface.speed_mbit for source in self._tap.sources)
-        self.budgets = budgets_of(config, speed_mbit, self._streams)
+        self.budgets = budgets_of(config, speed_mbit)
         wish = self._desk.capture.wish
         self.governor = Governor(
             self.budgets,

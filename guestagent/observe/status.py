@@ -19,7 +19,6 @@ MOST_PATH_BYTES = 107
 """struct sockaddr_un has 108 with the zero behind it (unix(7))."""
 _DIRECTORY_MODE, _SOCKET_MODE = 0o750, 0o660
 
-
 SERVICES = Path("/run/guestagent")
 """Of root and the packages' user; members of its group may ask."""
 

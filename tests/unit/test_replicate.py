@@ -1,10 +1,6 @@
 """Every frame to several collectors: blocks come back once, in order, and the books of each collector close."""
 
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import asdict
 from math import inf
-from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -12,118 +8,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from guestagent.agent import Agent
-from guestagent.capture.engine import Capture, Wish
-from guestagent.capture.source import RetiredBlock
 from guestagent.config import RunConfig
-from guestagent.desk import Desk
 from guestagent.endpoint import Endpoint
 from guestagent.governor.bucket import TokenBucket
 from guestagent.links.replicate import ReplicateLink
-from guestagent.links.stream import StreamLink
-from guestagent.model import Exclusion
-from guestagent.observe.rows import DESTINATION_REASONS, DESTINATION_ROWS
-from guestagent.sharing import MOST_KEPT_FRACTION, Share, Sharing
+from guestagent.sharing import MOST_KEPT_FRACTION, Sharing
 from guestagent.steering import budgets_of
-from guestagent.tapstream import frames
 from guestagent.tapstream.fanout import AWAY, ENDED, LAGGING
-from guestagent.tapstream.frames import Kind, ProtocolError
+from guestagent.tapstream.frames import ProtocolError
 from guestagent.tapstream.hello import CollectorHello
-from guestagent.tapstream.session import Backoff, Pending
-from tests.fakes import EPOCH_NS, FakeSource, interface
-from tests.streams import FakeCollector, SkewedLoop
+from tests.fakes import EPOCH_NS, interface
+from tests.replicas import BLOCKS, FileCollector, WatchedRing, copy, desk_of, sharing_of
 
 COLLECTORS = 3
-BLOCKS = 8
-
-
-class WatchedRing(FakeSource):
-    """Ends like a ring: what was given back is written over at once. Remembers how many stale records a block has."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.stale_of: list[int] = []
-
-    def fill(self, packets: int, stale: int, first_ns: int = EPOCH_NS) -> None:
-        """A block, or a drop where there is no room."""
-        if len(self.taken) + len(self.waiting) >= self.block_count:
-            self.refuse(packets)
-            return
-        self.retire([bytes(60)] * packets, first_ns, stale)
-        self.waiting[-1] = self.waiting[-1]._replace(number=len(self.stale_of))
-        self.stale_of.append(stale)
-
-    def release(self, block: RetiredBlock) -> None:
-        """The kernel has it again."""
-        super().release(block)
-        block.memory[:] = bytes(len(block.memory))
-        block.memory.release()
-
-
-def desk_of(*sources: FakeSource) -> Desk:
-    """A desk without filters."""
-    return Desk(Capture(list(sources), {}, {}, Wish(), "ring", ""), "vm-1")
-
-
-class FileCollector:
-    """A collector that writes files: what it took it has, also after kill -9; it tells when it is asked."""
-
-    def __init__(self, share: Share, name: str) -> None:
-        self.share, self.name = share, name
-        self.is_connected = False
-        self.on_the_way: deque[tuple[Pending, bytes]] = deque()
-        self.frames: dict[int, tuple[int, int]] = {}
-        """(records, stale ones) by sequence."""
-        self.held = self.place = 0
-        """The last frame that it has, and the last that has passed it."""
-        self.told = 0
-        """The last frame that the agent knows it has."""
-
-    def stale(self) -> dict[int, int]:
-        """As an ACK tells it; interface 0 has them all."""
-        return {0: sum(stale for _, stale in self.frames.values())}
-
-    def connect(self) -> None:
-        """Greet, as the collector's Run does."""
-        hello = self.share.hello()
-        answer = CollectorHello(self.name, "", self.held or None, self.stale())
-        assert hello.acknowledged.get(self.name, 0) == self.told
-        self.place = max(self.place, hello.first_sequence - 1)
-        self.told = self.held
-        self.on_the_way.clear()
-        self.is_connected = True
-        self.share.resumed(answer)
-
-    def send(self) -> bool:
-        """The agent writes one more frame into the connection."""
-        pending = self.share.next_frame(0.0)
-        if pending is not None:
-            self.on_the_way.append((pending, bytes(pending.frame)))
-        return pending is not None
-
-    def receive(self) -> None:
-        """Take one frame: it is the next one, and its memory is still what it was."""
-        pending, sent = self.on_the_way.popleft()
-        assert bytes(pending.frame) == sent, "a frame went back while it was being sent"
-        assert pending.sequence == self.place + 1
-        self.held = self.place = pending.sequence
-        loan = pending.loan
-        stale = loan.source.stale_of[loan.block.number] if loan else 0
-        self.frames[pending.sequence] = (loan.records if loan else 0, stale)
-
-    def acknowledge(self) -> None:
-        """Say how far it has everything."""
-        self.told = max(self.told, self.held)
-        self.share.acknowledged(self.place, self.name, {"unsupported_gso": {"0": self.stale()[0]}})
-
-    def lose_connection(self) -> bool:
-        """What is on the way is lost."""
-        was_connected, self.is_connected = self.is_connected, False
-        self.on_the_way.clear()
-        return was_connected
-
-    def known(self) -> int:
-        """Packets that the agent knows it has."""
-        return sum(records - stale for at, (records, stale) in self.frames.items() if at <= self.told)
 
 
 class Replicating(RuleBasedStateMachine):
@@ -210,22 +107,6 @@ TestReplicating.settings = settings(max_examples=100, stateful_step_count=40, de
 def ring() -> WatchedRing:
     """One interface's ring."""
     return WatchedRing(block_count=BLOCKS)
-
-
-def sharing_of(ring: WatchedRing, count: int = 2) -> tuple[Sharing, list[FileCollector]]:
-    """A desk over this ring, and collectors that are connected."""
-    sharing = Sharing(desk_of(ring), count)
-    collectors = [FileCollector(share, f"c{at}") for at, share in enumerate(sharing.shares)]
-    for one in collectors:
-        one.connect()
-    return sharing, collectors
-
-
-def copy(one: FileCollector) -> None:
-    """Everything that there is goes to a collector and is acknowledged."""
-    while one.send():
-        one.receive()
-    one.acknowledge()
 
 
 def test_a_block_waits_for_the_slower_one(ring: WatchedRing) -> None:
@@ -403,7 +284,7 @@ def test_each_copy_has_its_own_part_of_the_cap(ring: WatchedRing) -> None:
     """What one collector's connection spends is not the other's, and together they stay within the cap."""
     both = (Endpoint("tcp", "10.0.0.1", 4795), Endpoint("tcp", "10.0.0.2", 4795))
     config = RunConfig(to=both, mode="replicate", rate=2000.0, packets=100.0)
-    budgets = budgets_of(config, 0, config.streams)
+    budgets = budgets_of(config, 0)
     sharing, (one, other) = sharing_of(ring)
     sharing.desk.gate.set_caps(0.0, budgets.bytes_per_second, inf)
     for share in (one.share, other.share):
@@ -414,111 +295,3 @@ def test_each_copy_has_its_own_part_of_the_cap(ring: WatchedRing) -> None:
     assert (1000.0, 50.0) == (budgets.bytes_per_second, budgets.packets_per_second)
     assert one.share.allowance(0.5) == 0
     assert other.share.allowance(0.5) == 40
-
-
-def test_a_connection_stays_left_out_while_another_is_made_again_and_again() -> None:
-    """However often the second collector is tried, the capture never sees the stream to the first."""
-    left_out: list[tuple[Exclusion, ...]] = []
-    desk = desk_of(WatchedRing(block_count=BLOCKS))
-    desk._attach = lambda *_: left_out.append(tuple(desk._exclusions))  # type: ignore[method-assign]
-    one, other = Sharing(desk, 2).shares
-    stream = Exclusion(6, "10.0.0.1", 4795, 50000)
-    one.exclude(stream)
-    for port in range(50001, 50020):
-        other.exclude(Exclusion(6, "10.0.0.2", 4795, port))
-
-    assert all(stream in now for now in left_out)
-    assert left_out[-1][-1].local_port == 50019
-
-
-class Bench:
-    """A replicating link to two collectors on 127.0.0.1."""
-
-    def __init__(self) -> None:
-        self.loop = SkewedLoop()
-        self.ring = WatchedRing(block_count=BLOCKS)
-        self.sharing = Sharing(desk_of(self.ring), 2)
-        self.sharing.desk._attach = lambda *_: None  # type: ignore[method-assign]
-        self.collectors = [FakeCollector(receive_bytes=4096) for _ in range(2)]
-        self.link = ReplicateLink(
-            [
-                StreamLink([Endpoint("tcp", "127.0.0.1", one.port)], share, self.loop, None, Backoff(lambda: 0.0))
-                for one, share in zip(self.collectors, self.sharing.shares, strict=True)
-            ],
-            self.sharing,
-        )
-
-    def turn(self, times: int = 1) -> None:
-        """The agent's loop."""
-        for _ in range(times):
-            self.link.tick(self.loop.now())
-            self.loop.run_once(0.002)
-            self.link.pump(self.loop.now())
-
-    def connect(self, *numbers: int, held: int | None = None) -> None:
-        """Collectors accept and greet."""
-        self.loop.skew += 1.0
-        for at in numbers:
-            self.turn(3)
-            self.collectors[at].accept()
-            while not self.collectors[at].heard:
-                self.turn()
-                self.collectors[at].hear()
-            self.collectors[at].greet(held)
-        self.turn(5)
-
-    def close(self) -> None:
-        """Give everything back."""
-        self.link.close()
-        for one in self.collectors:
-            one.close_connection()
-            one.listener.close()
-        self.loop.close()
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    """Two collectors that have not accepted yet."""
-    made = Bench()
-    yield made
-    made.close()
-
-
-def test_the_stalled_connection_is_cut_and_made_again(bench: Bench) -> None:
-    """A collector that stops reading is cut off in the middle of a frame; its next hello begins where it goes on."""
-    bench.connect(0, 1)
-    quick, stalled = bench.collectors
-    assert bench.link.state.connected
-    for number in range(1, BLOCKS):
-        bench.ring.retire([bytes(900_000)])
-        while number not in quick.sequences():
-            bench.turn()
-            quick.hear()
-        quick.acknowledge(number)
-        bench.turn(3)
-    state = bench.link.state
-
-    assert state.connected
-    assert (1, [True, False]) == (state.reconnects, [one["serves"] for one in state.destinations])
-    assert "left behind" in state.text
-    assert bench.ring.held_blocks() <= BLOCKS // 2
-    bench.connect(1, held=None)
-    (hello,) = [frames.json.loads(text) for kind, _, text in stalled.heard if kind is Kind.HELLO]
-    assert hello["first_sequence"] == bench.sharing.fanout.first_sequence > 1
-    while BLOCKS - 1 not in stalled.sequences():
-        bench.turn()
-        stalled.hear()
-    assert list(range(hello["first_sequence"], BLOCKS)) == stalled.sequences()
-
-
-def test_status_and_metrics_have_the_books(bench: Bench) -> None:
-    """Each destination of the link's state carries its books, and the tables of metrics read them."""
-    bench.connect(0)
-    rows = asdict(bench.link.state)["destinations"]
-    read = {row.name: [row.value(one) for one in rows] for row in DESTINATION_ROWS}
-
-    assert [{AWAY: 0, LAGGING: 0, ENDED: 0}] * 2 == [one["lost_records"] for one in rows]
-    assert [0, 0] == read["guestagent_destination_delivered_records_total"]
-    assert [0, 0] == read["guestagent_destination_in_flight_records"]
-    assert [1, 0] == read["guestagent_destination_serves"]
-    assert "lost_records" in {key for _, _, key in DESTINATION_REASONS}
