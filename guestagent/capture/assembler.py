@@ -13,7 +13,7 @@ The label `next` stands behind the last instruction, so that assembled pieces ca
 import re
 import struct
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 JUMP_REACH = 255
@@ -77,7 +77,9 @@ class Line(NamedTuple):
 
 def encode(program: Iterable[Instruction]) -> bytes:
     """The program as the array of struct sock_filter that SO_ATTACH_FILTER points at."""
-    return b"".join(INSTRUCTION.pack(*instruction) for instruction in program)
+    program = tuple(program)
+    # One call: the governor swaps filters of 500 instructions, twice a second while it samples.
+    return struct.pack("=" + INSTRUCTION.format[1:] * len(program), *chain.from_iterable(program))
 
 
 def decode(image: bytes) -> tuple[Instruction, ...]:

@@ -94,10 +94,7 @@ class Demand(NamedTuple):
     @property
     def total(self) -> Rates:
         """Selected traffic."""
-        total = self.rest
-        for _, rates in self.flows:
-            total = total.plus(rates)
-        return total
+        return Rates(*map(sum, zip(self.rest, *(rates for _, rates in self.flows), strict=True)))
 
 
 class _Regime:

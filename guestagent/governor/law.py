@@ -51,7 +51,6 @@ of all flows, or of as many as a twelfth of a second's budget allows.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from math import inf
 
 from guestagent.governor.bounds import CAPS, Bound, Bounds, Overheads
@@ -63,6 +62,8 @@ from guestagent.governor.shed import Forecast, combined, severity, shed
 
 TICK_SECONDS = 0.1
 """A tick costs half a millisecond: half a percent of a core."""
+STEADY_TICK_SECONDS, STEADY_AFTER_SECONDS = 0.2, 1.0
+"""Once what is shed stays as it is. A small budget is spent on little else than ticks."""
 REST_TICK_SECONDS = 0.25
 REST_SHARE = 0.25
 """Of the budget: who takes less, and sheds nothing, is asked less often."""
@@ -100,7 +101,7 @@ class Governor:
     ) -> None:
         """`start` holds until the first decisions: the limits of the governor before, at other budgets."""
         self._budgets, self._order, self._cores = budgets, tuple(order), cores
-        self._base = replace(base, byte_cap=budgets.bytes_per_second, packet_cap=budgets.packets_per_second)
+        self._base = base._replace(byte_cap=budgets.bytes_per_second, packet_cap=budgets.packets_per_second)
         self.limits = self._steady = self._base if start is None else self._begun(start)
         self.model = model or CostModel()
         self.demand = Demand()
@@ -112,10 +113,12 @@ class Governor:
         self._last: tuple[float, Counters, Usage] | None = None
         self._peek_at = self._probe_at = now
         self._seen_records = self._seen_bytes = self._taken_records = self._taken_bytes = 0
+        self._usual_cores = 0.0
+        """What the records of the tick before this one may have cost, per second."""
         self._better: tuple[float, Limits] | None = None
         """Since when something better would fit, and the least of that."""
         self._hold_seconds = HOLD_SECONDS
-        self._shed_at = self._given_back_at = -inf
+        self._shed_at = self._given_back_at = self._moved_at = -inf
         self._doubted_at = inf
         self._is_capped = False
         """The last shedding was for a cap."""
@@ -123,7 +126,7 @@ class Governor:
     def _begun(self, start: Limits) -> Limits:
         kept = combined(self._base, start)
         is_less = kept.selection != self._base.selection
-        return replace(kept, reason=start.reason, since=start.since) if is_less else self._base
+        return kept._replace(reason=start.reason, since=start.since) if is_less else self._base
 
     # -- between ticks --------------------------------------------------------------------------------------------
 
@@ -138,13 +141,21 @@ class Governor:
         self._estimator.block(records, samples)
         self._seen_records += records
         self._seen_bytes += ring_bytes
-        is_dear = (
-            self.model.price(self._seen_records, self._seen_bytes) > self._bounds.account.budget_cores * TICK_SECONDS
+        if self._is_dear():
+            self._hurry()
+
+    def _is_dear(self) -> bool:
+        """Whether a tick's share of a budget came in already; where something is shed, twice what is usual, too."""
+        if self.limits.is_probe:
+            return False
+        price = self.model.price(self._seen_records, self._seen_bytes)
+        if not self._is_whole(self._steady):
+            return price > STEADY_TICK_SECONDS * max(self._usual_cores, self._bounds.account.budget_cores)
+        return (
+            price > self._bounds.account.budget_cores * TICK_SECONDS
             or self._seen_bytes > self._budgets.bytes_per_second * TICK_SECONDS
             or self._seen_records > self._budgets.packets_per_second * TICK_SECONDS
         )
-        if is_dear and self._is_whole(self._steady):
-            self._hurry()
 
     def taken(self, records: int, ring_bytes: int) -> None:
         """A block went to the link; this is what our own time is spent on."""
@@ -185,16 +196,18 @@ class Governor:
         bounds = self._bounds.at(now, counters, usage, Overheads(record_bytes, self.model.idle.own, elephant_cores))
         self._decide(now, forecast, bounds)
         self.limits = self._probe(now, forecast) or self._steady
-        self.due_at = now + self._wait_seconds()
+        self.due_at = now + self._wait_seconds(now)
         return self.limits
 
-    def _wait_seconds(self) -> float:
+    def _wait_seconds(self, now: float) -> float:
         if self._doubted_at < inf:
             return LEAST_TICK_SECONDS
         if self.limits.is_probe:
             return PROBE_SECONDS
-        is_cheap = self.spent_cores < REST_SHARE * self._bounds.account.budget_cores
-        return REST_TICK_SECONDS if is_cheap and self._is_whole(self._steady) else TICK_SECONDS
+        if self._is_whole(self._steady):
+            is_cheap = self.spent_cores < REST_SHARE * self._bounds.account.budget_cores
+            return REST_TICK_SECONDS if is_cheap else TICK_SECONDS
+        return STEADY_TICK_SECONDS if now - self._moved_at >= STEADY_AFTER_SECONDS else TICK_SECONDS
 
     def _book(self, seconds: float, captured: int, used: Usage, usage: Usage) -> None:
         """Charge what the last seconds cost to the account, and learn from it."""
@@ -206,6 +219,8 @@ class Governor:
         part = min(1.0, captured / seconds / total.packets) if total.packets else 0.0
         rejected = Rates() if self.limits.paused else total.scaled(1 - part).plus(self.demand.unselected)
         share = self.model.share(total.scaled(part), rejected, self._taken_bytes / seconds)
+        if not self.limits.is_probe:
+            self._usual_cores = self.model.price(self._seen_records, self._seen_bytes) / seconds
         self._seen_records = self._seen_bytes = self._taken_records = self._taken_bytes = 0
         self.spent_cores = own / seconds + share
         self._bounds.account.spend(seconds, self.spent_cores)
@@ -229,6 +244,8 @@ class Governor:
             wanted = self._give_back(now, forecast, bounds)
         if now - self._shed_at > STEADY_SECONDS:
             self._hold_seconds = HOLD_SECONDS
+        if wanted.selection != self._steady.selection:
+            self._moved_at = now
         self._steady = self._explained(now, wanted, forecast, bounds)
 
     def _confirmed(self, now: float, wanted: Limits) -> Limits:
@@ -277,7 +294,7 @@ class Governor:
         if worst and (worst[0][0] > 1 or not reason):
             (_, part), cause = worst
             reason = sentence(limits, cause, part, full, budgets=self._budgets, cores=self._cores)
-        return replace(limits, reason=reason, since=since)
+        return limits._replace(reason=reason, since=since)
 
     def _probe(self, now: float, forecast: Forecast) -> Limits | None:
         """Open the filter for a moment, once a second, where most is hidden."""
@@ -287,7 +304,7 @@ class Governor:
             return None
         self._probe_at = now + PROBE_EVERY_SECONDS
         slice_ = "headers" if Rung.HEADERS in self._order else self._base.slice
-        probe = replace(steady, slice=slice_, sample=self._base.sample, paused=False, is_probe=True)
+        probe = steady._replace(slice=slice_, sample=self._base.sample, paused=False, is_probe=True)
         price = forecast.cost(probe).cpu * PROBE_SECONDS
         part = min(1.0, PROBE_SHARE * self._bounds.account.budget_cores / price) if price > 0 else 1.0
-        return replace(probe, sample=self._base.sample * max(LEAST_PROBE_SAMPLE, part))
+        return probe._replace(sample=self._base.sample * max(LEAST_PROBE_SAMPLE, part))

@@ -81,6 +81,11 @@ class Cost(NamedTuple):
         return max((part / max(limit, 1e-9), name) for part, limit, name in zip(self, bound, self._fields, strict=True))
 
 
+def whole_ring_bytes(slice_: str | int, offered: Rates) -> float:
+    """What traffic takes in the ring under a slice, were all of it kept."""
+    return offered.packets * (RECORD_BYTES + frame_bytes(slice_, offered)) if offered.packets > 0 else 0.0
+
+
 def frame_bytes(slice_: str | int, offered: Rates) -> float:
     """The mean bytes of a frame that a slice keeps; of frames that were seen cut, what was seen of them."""
     original = offered.original_bytes / offered.packets
@@ -128,13 +133,13 @@ class CostModel:
         return self.own_cores(packets, ring_bytes) + share
 
     def cost(self, offered: Rates, keep: float, slice_: str | int) -> Cost:
-        """Of traffic of which a fraction is kept, sliced. Linear in `keep`."""
-        packets = offered.packets
-        if packets <= 0:
-            return Cost()
-        kept = packets * keep
+        """Of traffic of which a fraction is kept, sliced."""
         # The mean stands for all sizes: it overrates a slice that cuts some packets and not others, which is safe.
-        ring_bytes = kept * (RECORD_BYTES + frame_bytes(slice_, offered))
+        return self.cost_of(offered, keep, whole_ring_bytes(slice_, offered))
+
+    def cost_of(self, offered: Rates, keep: float, whole_bytes: float) -> Cost:
+        """The same where it is known how many ring bytes the whole would take. Linear in all three."""
+        kept, ring_bytes = offered.packets * keep, whole_bytes * keep
         own = self.own_cores(kept, ring_bytes)
         share = self.share(offered.scaled(keep), offered.scaled(1 - keep), ring_bytes)
         return Cost(own + share, own, ring_bytes, kept)

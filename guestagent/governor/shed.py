@@ -16,15 +16,14 @@ Fractions lie on a geometric grid, 5 % apart. Neighbours on it are one step of s
 whole numbers that compare without noise.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import accumulate
 from math import ceil, inf, log
 
-from guestagent.governor.demand import Demand
+from guestagent.governor.demand import Demand, Rates
 from guestagent.governor.limits import Limits, Rung
-from guestagent.governor.predict import Cost, CostModel
+from guestagent.governor.predict import Cost, CostModel, whole_ring_bytes
 
 MOST_HEAVY = 16
 """Compares in the filter, a few ns each for every packet."""
@@ -60,8 +59,7 @@ def severity(limits: Limits, base: Limits, order: Sequence[Rung]) -> tuple[int, 
 
 def combined(one: Limits, other: Limits) -> Limits:
     """What keeps no more than either of them; the heavy flows of `other` first."""
-    return replace(
-        one,
+    return one._replace(
         slice=_shorter(one.slice, other.slice),
         heavy=tuple(dict.fromkeys(other.heavy + one.heavy))[:MOST_HEAVY],
         heavy_fraction=min(one.heavy_fraction, other.heavy_fraction),
@@ -84,35 +82,36 @@ class Forecast:
 
     def __init__(self, demand: Demand, model: CostModel, base: Limits) -> None:
         self._demand, self._model, self._base = demand, model, base
-        self._rates = dict(demand.flows)
-        self._ordinary: dict[tuple[str | int, float], Cost] = {}
+        self._rates, self._total = dict(demand.flows), demand.total
+        self._unavoidable = model.idle.plus(model.cost(demand.unselected, 0.0, base.slice))
+        self._whole_bytes: dict[str | int, float] = {}
+        """Ring bytes of everything, by slice."""
+        self._differences: dict[tuple[int, float, float, str | int], Cost] = {}
 
     def cost(self, limits: Limits) -> Cost:
         """Own time, the share of others, and what must leave."""
         if limits.paused:
             return self._model.idle
         keep = limits.sample / self._base.sample
-        cost = self._everything(limits.slice, keep)
+        cost = self._unavoidable.plus(self._model.cost_of(self._total, keep, self._bytes_under(limits.slice)))
         for flow in limits.heavy:
             cost = cost.plus(self.difference(flow, limits))
         return cost
 
     def difference(self, flow: int, limits: Limits) -> Cost:
         """What it changes to name one flow heavy."""
-        rates = self._rates.get(flow)
-        if rates is None:
-            return Cost()
-        ordinary = self._model.cost(rates, limits.sample / self._base.sample, limits.slice)
-        return self._model.cost(rates, limits.heavy_fraction, "headers").plus(ordinary, -1.0)
+        key = flow, limits.heavy_fraction, limits.sample, limits.slice
+        if key not in self._differences:
+            rates = self._rates.get(flow, Rates())
+            ordinary = self._model.cost(rates, limits.sample / self._base.sample, limits.slice)
+            self._differences[key] = self._model.cost(rates, limits.heavy_fraction, "headers").plus(ordinary, -1.0)
+        return self._differences[key]
 
-    def _everything(self, slice_: str | int, keep: float) -> Cost:
-        key = slice_, keep
-        if key not in self._ordinary:
-            cost = self._model.idle.plus(self._model.cost(self._demand.unselected, 0.0, slice_))
-            for rates in (self._demand.rest, *self._rates.values()):
-                cost = cost.plus(self._model.cost(rates, keep, slice_))
-            self._ordinary[key] = cost
-        return self._ordinary[key]
+    def _bytes_under(self, slice_: str | int) -> float:
+        if slice_ not in self._whole_bytes:
+            parts = (self._demand.rest, *self._rates.values())
+            self._whole_bytes[slice_] = sum(whole_ring_bytes(slice_, rates) for rates in parts)
+        return self._whole_bytes[slice_]
 
     def elephant_cores(self, budget_cores: float) -> float:
         """What the flows that are heavy against a budget cost at the least, nearly all of their packets rejected."""
@@ -121,9 +120,14 @@ class Forecast:
 
     def heavy(self, bound: Cost) -> tuple[int, ...]:
         """The flows that are heavy against a bound, heaviest first."""
-        costs = ((self._model.cost(rates, 1.0, self._base.slice), flow) for flow, rates in self._demand.flows)
-        ranked = sorted(((cost.worst(bound)[0], flow) for cost, flow in costs), reverse=True)
-        return tuple(flow for part, flow in ranked[:MOST_HEAVY] if part >= HEAVY_SHARE)
+        ordinary = bound.times(HEAVY_SHARE)
+        found = [(cost.worst(bound)[0], flow) for flow, cost in self._wholes if not cost.fits(ordinary)]
+        return tuple(flow for _, flow in sorted(found, reverse=True)[:MOST_HEAVY])
+
+    @cached_property
+    def _wholes(self) -> list[tuple[int, Cost]]:
+        """What the full copy of each flow costs."""
+        return [(flow, self._model.cost(rates, 1.0, self._base.slice)) for flow, rates in self._demand.flows]
 
 
 def shed(forecast: Forecast, bound: Cost, base: Limits, order: Sequence[Rung]) -> Limits:
@@ -153,13 +157,13 @@ class _Walk:
             case Rung.THIN:
                 return self._thin()
             case Rung.HEADERS:
-                self.limits = replace(self.limits, slice="headers")
+                self.limits = self.limits._replace(slice="headers")
                 is_thin = self.limits.heavy_fraction < 1
                 return self._most("heavy_fraction", LEAST_HEAVY_FRACTION) if is_thin else self._fits(self.limits)
             case Rung.SAMPLE:
                 return self._most("sample", LEAST_SAMPLE * self._base.sample)
             case Rung.PAUSE:
-                self.limits = replace(self.limits, paused=True)
+                self.limits = self.limits._replace(paused=True)
                 return True
 
     def _fits(self, limits: Limits) -> bool:
@@ -167,7 +171,7 @@ class _Walk:
 
     def _by_count(self, fraction: float) -> list[Cost]:
         """The cost with the first, the first two... heavy flows named, at this fraction of them."""
-        limits = replace(self.limits, heavy=(), heavy_fraction=fraction)
+        limits = self.limits._replace(heavy=(), heavy_fraction=fraction)
         changes = (self._forecast.difference(flow, limits) for flow in self._heavy)
         return list(accumulate(changes, Cost.plus, initial=self._forecast.cost(limits)))[1:]
 
@@ -175,7 +179,7 @@ class _Walk:
         """Name as few heavy flows as suffice; all where none do."""
         costs = self._by_count(1.0)
         count = next((at for at, cost in enumerate(costs, 1) if cost.fits(self._bound)), None)
-        self.limits = replace(self.limits, heavy=self._heavy[: count or len(costs)])
+        self.limits = self.limits._replace(heavy=self._heavy[: count or len(costs)])
         return count is not None
 
     def _thin(self) -> bool:
@@ -187,8 +191,7 @@ class _Walk:
         count = next(at for at, one in enumerate(fractions, 1) if one >= max(fractions) / GRID)
         fraction = LEAST_HEAVY_FRACTION + fractions[count - 1] * (1 - LEAST_HEAVY_FRACTION)
         fits = lows[count - 1].fits(self._bound)
-        self.limits = replace(
-            self.limits,
+        self.limits = self.limits._replace(
             heavy=self._heavy if not fits else self._heavy[:count],
             heavy_fraction=on_grid(fraction, LEAST_HEAVY_FRACTION),
         )
@@ -196,7 +199,7 @@ class _Walk:
 
     def _most(self, name: str, least: float) -> bool:
         """The largest value of a fraction that fits: cost is linear in it."""
-        at = partial(replace, self.limits)
+        at: Callable[..., Limits] = self.limits._replace
         top = getattr(self._base, name)
         low, high = self._forecast.cost(at(**{name: least})), self._forecast.cost(at(**{name: top}))
         fraction = least + _largest(low, high, self._bound) * (top - least)

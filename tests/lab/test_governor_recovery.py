@@ -17,7 +17,7 @@ BACK_SECONDS = 10.0
 FLOODS = int(os.environ.get("GUESTAGENT_FLOODS", "3"))
 """20 for the figure of the issue."""
 FLOOD_SECONDS = 2.0
-WARM_SECONDS, STEADY_SECONDS = 3.0, 8.0
+WARM_SECONDS, STEADY_SECONDS = 5.0, 8.0
 STEADY = 0.2
 
 
@@ -41,12 +41,7 @@ def test_full_fidelity_is_back_after_each_flood(rig: Rig, lab: Lab) -> None:
 
 @pytest.mark.parametrize("cap", [("--cpu", "3", "--rate", "10gbit"), ("--cpu", "100", "--rate", "20mbit")])
 def test_nothing_oscillates_under_constant_load(rig: Rig, lab: Lab, cap: tuple[str, ...]) -> None:
-    """Under a cap the kept fraction stays within a fifth of its mean; no full copy is given back while the load lasts.
-
-    What CPU a packet costs is measured, and here the looks at `status` and the neighbours on two cores are in it: the
-    fraction that fits a CPU budget follows that, 0.33 in one run and 0.16 to 0.07 in another. That it holds still where
-    the cost does is proven on the simulated machine (tests/unit/test_governor.py).
-    """
+    """Under a cap the kept fraction stays within a fifth of its mean; no full copy is given back while the load lasts."""
     scene = scene_of(rig, lab)
     collector, agent = scene.start(*cap)
     load = scene.peer.start(send_flows, VM, 500, 60_000, WARM_SECONDS + STEADY_SECONDS + 1, 200)
@@ -60,5 +55,4 @@ def test_nothing_oscillates_under_constant_load(rig: Rig, lab: Lab, cap: tuple[s
     fractions = [one.limits["sample"] for one in found]
     assert not found[0].is_whole, found[0]
     assert changes(found) == 0
-    if "20mbit" in cap:
-        assert all(abs(one - mean(fractions)) <= STEADY * mean(fractions) for one in fractions), fractions
+    assert all(abs(one - mean(fractions)) <= STEADY * mean(fractions) for one in fractions), fractions

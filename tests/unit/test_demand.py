@@ -1,7 +1,5 @@
 """Demand: what crosses the interfaces, worked out from what the filter in force lets through."""
 
-from dataclasses import replace
-
 import pytest
 
 from guestagent.governor.demand import DemandEstimator, Sample
@@ -33,7 +31,7 @@ def test_peeks_are_weighed_to_their_blocks() -> None:
 def test_thinned_flows_count_for_all_their_packets() -> None:
     """Under a filter that keeps one in ten of flow 1, its demand is ten times what is seen; that of flow 2 is not."""
     estimator = DemandEstimator(BASE)
-    estimator.applied(0.0, SECOND_NS, replace(BASE, heavy=(1,), heavy_fraction=0.1))
+    estimator.applied(0.0, SECOND_NS, BASE._replace(heavy=(1,), heavy_fraction=0.1))
     for _ in range(2):
         estimator.block(1000, samples(2 * SECOND_NS, (1, 32, 64), (2, 32, 64)))
     demand = estimator.close(1.0, 2000, None)
@@ -45,7 +43,7 @@ def test_thinned_flows_count_for_all_their_packets() -> None:
 def test_records_are_weighed_by_the_filter_that_let_them_in() -> None:
     """A block from before the swap comes after it; its records stand for themselves, not for ten."""
     estimator = DemandEstimator(BASE)
-    estimator.applied(0.0, 5 * SECOND_NS, replace(BASE, heavy=(1,), heavy_fraction=0.1))
+    estimator.applied(0.0, 5 * SECOND_NS, BASE._replace(heavy=(1,), heavy_fraction=0.1))
     for _ in range(2):
         estimator.block(64, samples(4 * SECOND_NS, (1, 32, 64), (2, 32, 64)))
     demand = estimator.close(1.0, 11, None)
@@ -56,7 +54,7 @@ def test_records_are_weighed_by_the_filter_that_let_them_in() -> None:
 def test_sampled_flows_count_once_and_the_rest_for_the_unseen() -> None:
     """At a quarter of all flows, a flow that is seen has the rate that is seen, and the total is four times that."""
     estimator = DemandEstimator(BASE)
-    estimator.applied(0.0, 0, replace(BASE, sample=0.25))
+    estimator.applied(0.0, 0, BASE._replace(sample=0.25))
     for _ in range(2):
         estimator.block(32, samples(SECOND_NS, (1, 16, 64), (2, 16, 64)))
     demand = estimator.close(1.0, 64, None)
@@ -89,7 +87,7 @@ def test_a_train_of_packets_in_one_block_is_no_heavy_flow() -> None:
 def test_demand_is_no_more_than_the_interface_counted() -> None:
     """A misjudged fraction can't invent packets."""
     estimator = DemandEstimator(BASE)
-    estimator.applied(0.0, 0, replace(BASE, heavy=(1,), heavy_fraction=0.01))
+    estimator.applied(0.0, 0, BASE._replace(heavy=(1,), heavy_fraction=0.01))
     estimator.block(640, samples(1, (1, 64, 64)))
     demand = estimator.close(1.0, 640, Traffic(0, 10_000, 0, 640_000))
 
@@ -99,7 +97,7 @@ def test_demand_is_no_more_than_the_interface_counted() -> None:
 def test_a_flood_that_passed_the_sampling_is_no_crowd() -> None:
     """One flow of a tenth of all that fills the interface stands for itself: nothing is left to stand for nine more."""
     estimator = DemandEstimator(BASE)
-    estimator.applied(0.0, 0, replace(BASE, sample=0.1))
+    estimator.applied(0.0, 0, BASE._replace(sample=0.1))
     for _ in range(2):
         estimator.block(5000, samples(SECOND_NS, (1, 62, 128), (2, 1, 500), (3, 1, 500)))
     demand = estimator.close(1.0, 10_000, Traffic(0, 10_300, 0, 1_400_000))
@@ -114,7 +112,7 @@ def test_a_pause_is_judged_by_the_interface() -> None:
     for _ in range(50):
         estimator.block(500, samples(0, (1, 32, 64), (2, 32, 64)))
         estimator.close(0.1, 500, Traffic(0, 1000, 0, 64_000))
-    estimator.applied(5.0, SECOND_NS, replace(BASE, paused=True))
+    estimator.applied(5.0, SECOND_NS, BASE._replace(paused=True))
     for _ in range(100):
         demand = estimator.close(0.1, 0, Traffic(0, 3000, 0, 192_000))
 

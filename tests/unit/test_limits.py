@@ -1,6 +1,5 @@
 """What may be spent, which rungs may be used, and how what is kept is said."""
 
-from dataclasses import replace
 from math import inf
 
 import pytest
@@ -21,9 +20,9 @@ def test_default_budgets_follow_the_link() -> None:
 
 def test_equal_filters_need_no_swap() -> None:
     """Reason, caps and a fraction of no flows are no part of the filter; all else is."""
-    assert BASE.selection == replace(BASE, reason="x", since=3.0, byte_cap=1.0, heavy_fraction=0.5).selection
+    assert BASE.selection == BASE._replace(reason="x", since=3.0, byte_cap=1.0, heavy_fraction=0.5).selection
     for change in ({"slice": 64}, {"heavy": (1,)}, {"sample": 0.5}, {"paused": True}):
-        assert BASE.selection != replace(BASE, **change).selection
+        assert BASE.selection != BASE._replace(**change).selection
 
 
 @pytest.mark.parametrize("floor", FLOORS)

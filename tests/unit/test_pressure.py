@@ -1,6 +1,5 @@
 """The account, the signs of pressure, and the pace of a slow collector."""
 
-from dataclasses import replace
 from math import inf
 
 import pytest
@@ -43,7 +42,7 @@ def test_each_sign_is_believed_within_a_second(sign: str) -> None:
     yielding, read = Yielding(), SIGNS[sign]
     seen = {tick: yielding.step(tick / 10, read(tick / 10)) for tick in range(30)}
     assert sign in seen[9]
-    end = replace(read(2.9), running=None if read(2.9).running is None else 0)
+    end = read(2.9)._replace(running=None if read(2.9).running is None else 0)
     after = [yielding.step(2.9 + tick / 10, end) for tick in range(1, 41)]
     assert not after[-1]
 

@@ -1,6 +1,5 @@
 """The ladder: the most faithful limits that fit, or its floor."""
 
-from dataclasses import replace
 from math import inf
 
 from hypothesis import given
@@ -39,8 +38,7 @@ def test_limits_fit_or_lie_at_the_floor(demand: Demand, bound: Cost, order: list
     limits = shed(forecast, bound, BASE, order)
     cost = forecast.cost(limits)
     fits = all(part <= limit * 1.001 + 1e-9 for part, limit in zip(cost, bound, strict=True))
-    deepest = replace(
-        limits,
+    deepest = limits._replace(
         slice="headers" if Rung.HEADERS in order else limits.slice,
         sample=LEAST_SAMPLE if Rung.SAMPLE in order else limits.sample,
         heavy_fraction=LEAST_HEAVY_FRACTION if Rung.THIN in order else limits.heavy_fraction,
