@@ -15,6 +15,8 @@ AIM = 0.9
 """Of a bound, when limits are chosen: room for what a mean over half a second doesn't show."""
 GIVE_BACK, GIVE_BACK_WHOLE = 0.95, 1.05
 """Of the aim: what better limits may cost, and what a full copy may, if the last one given back was not taken again."""
+TOLERANCE = 1.05
+"""Of what limits in force may cost beyond the aim while a debt grows: a filter is not swapped for less than that."""
 BURST_SECONDS = 0.1
 """A credit may be spent within one tick."""
 REPAY_SECONDS = 2.0
@@ -89,7 +91,7 @@ class Account:
             unavoidable = overheads.idle_cores + overheads.elephant_cores
             aim = max(aim, min(unavoidable + ORDINARY_SHARE * budget, MOST_OVERDRAFT * budget))
             self._granted_cores = max(budget, aim)
-        tolerated = aim + max(0.0, self.balance_seconds) / BURST_SECONDS
+        tolerated = max(TOLERANCE * aim, aim + self.balance_seconds / BURST_SECONDS)
         target = Cost(aim, AIM * OWN_CORES, inf, inf)
         return _bound("cpu", Cost(tolerated, OWN_CORES, inf, inf), target, order)
 

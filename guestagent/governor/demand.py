@@ -24,9 +24,9 @@ from collections.abc import Iterable
 from heapq import nlargest
 from itertools import pairwise
 from math import exp, inf
-from typing import NamedTuple
 
 from guestagent.governor.limits import Limits, Traffic
+from guestagent.governor.rates import Demand, Rates
 
 PEEK_SECONDS = 0.005
 PEEK_RECORDS = 64
@@ -58,43 +58,6 @@ NO_FLOW = -1
 
 Sample = tuple[int, int, int, int, bool]
 """Time of the record in ns, flow hash, captured bytes, original bytes, whether it went out."""
-
-
-class Rates(NamedTuple):
-    """Per second."""
-
-    packets_in: float = 0.0
-    packets_out: float = 0.0
-    original_bytes: float = 0.0
-    captured_bytes: float = 0.0
-
-    @property
-    def packets(self) -> float:
-        """Both directions."""
-        return self.packets_in + self.packets_out
-
-    def scaled(self, by: float) -> "Rates":
-        """All of them times a number."""
-        return Rates(self.packets_in * by, self.packets_out * by, self.original_bytes * by, self.captured_bytes * by)
-
-    def plus(self, other: "Rates") -> "Rates":
-        """The sum."""
-        return Rates(*map(float.__add__, self, other))
-
-
-class Demand(NamedTuple):
-    """What a full copy would have to take."""
-
-    flows: tuple[tuple[int, Rates], ...] = ()
-    """Those known one by one, most bytes and packets first."""
-    rest: Rates = Rates()
-    unselected: Rates = Rates()
-    """What the user's filter leaves out: rejected under any limits but a pause."""
-
-    @property
-    def total(self) -> Rates:
-        """Selected traffic."""
-        return Rates(*map(sum, zip(self.rest, *(rates for _, rates in self.flows), strict=True)))
 
 
 class _Regime:
@@ -161,6 +124,11 @@ class DemandEstimator:
         """This filter is in force, since `wall_ns` on the clock of the records."""
         recent = [old for old, new in pairwise(self._regimes) if new.applied_at > now - REGIME_SECONDS]
         self._regimes = [*recent, self._regimes[-1], _Regime(wall_ns, limits, now)][-MOST_REGIMES:]
+
+    @property
+    def is_surging(self) -> bool:
+        """Whether what came is so much more than expected that its composition is not trusted yet."""
+        return self._surge_seconds > 0
 
     # -- a tick ---------------------------------------------------------------------------------------------------
 

@@ -54,30 +54,21 @@ from collections.abc import Iterable, Sequence
 from math import inf
 
 from guestagent.governor.bounds import CAPS, Bound, Bounds, Overheads
-from guestagent.governor.demand import PEEK_SECONDS, Demand, DemandEstimator, Rates, Sample
+from guestagent.governor.demand import PEEK_SECONDS, DemandEstimator, Sample
 from guestagent.governor.limits import DEFAULT_ORDER, Budgets, Counters, Limits, Rung, Usage
+from guestagent.governor.pace import PROBE_SECONDS, Pace, State
 from guestagent.governor.predict import RECORD_BYTES, CostModel
+from guestagent.governor.rates import Demand, Rates
 from guestagent.governor.reason import sentence
 from guestagent.governor.shed import Forecast, combined, severity, shed
 
-TICK_SECONDS = 0.1
-"""A tick costs half a millisecond: half a percent of a core."""
-STEADY_TICK_SECONDS, STEADY_AFTER_SECONDS = 0.2, 1.0
-"""Once what is shed stays as it is. A small budget is spent on little else than ticks."""
-REST_TICK_SECONDS = 0.25
-REST_SHARE = 0.25
-"""Of the budget: who takes less, and sheds nothing, is asked less often."""
-LEAST_TICK_SECONDS = 0.02
-"""A shorter look has too few packets to judge by."""
-CROWDED_FILL, CROWDED_TICK_SECONDS = 0.125, 0.005
-"""An eighth of the ring has packets enough to judge by, however short the look; 17 Gbit/s fill the rest in 25 ms."""
 CONFIRM_SECONDS = 0.035
 """Two more looks at what a surge consists of."""
 HOLD_SECONDS, MOST_HOLD_SECONDS = 1.0, 4.0
 CAP_HOLD_SECONDS = 0.3
 """For a little more under a cap, which the bucket keeps whatever we think: holding on longer would leave it unused."""
 RELAPSE_SECONDS, STEADY_SECONDS = 10.0, 30.0
-PROBE_EVERY_SECONDS, PROBE_SECONDS = 1.0, 0.05
+PROBE_EVERY_SECONDS = 1.0
 PROBE_SHARE = 0.08
 """Of a second's budget."""
 LEAST_PROBE_SAMPLE = 0.001
@@ -107,18 +98,16 @@ class Governor:
         self.demand = Demand()
         self.spent_cores = 0.0
         """Own and charged, in the last tick."""
-        self.due_at = now
         self._estimator = DemandEstimator(self._base)
         self._bounds = Bounds(budgets, cores, self._order)
+        self._pace = Pace(budgets, self._bounds.account.budget_cores, now)
         self._last: tuple[float, Counters, Usage] | None = None
         self._peek_at = self._probe_at = now
-        self._seen_records = self._seen_bytes = self._taken_records = self._taken_bytes = 0
-        self._usual_cores = 0.0
-        """What the records of the tick before this one may have cost, per second."""
+        self._taken_records = self._taken_bytes = 0
         self._better: tuple[float, Limits] | None = None
         """Since when something better would fit, and the least of that."""
         self._hold_seconds = HOLD_SECONDS
-        self._shed_at = self._given_back_at = self._moved_at = -inf
+        self._shed_at = self._given_back_at = -inf
         self._doubted_at = inf
         self._is_capped = False
         """The last shedding was for a cap."""
@@ -130,6 +119,11 @@ class Governor:
 
     # -- between ticks --------------------------------------------------------------------------------------------
 
+    @property
+    def due_at(self) -> float:
+        """When the next tick is wanted."""
+        return self._pace.due_at
+
     def wants_peek(self, now: float) -> bool:
         """Whether the next block's records are worth a look."""
         return now >= self._peek_at
@@ -139,23 +133,7 @@ class Governor:
         if now >= self._peek_at:
             self._peek_at = now + PEEK_SECONDS
         self._estimator.block(records, samples)
-        self._seen_records += records
-        self._seen_bytes += ring_bytes
-        if self._is_dear():
-            self._hurry()
-
-    def _is_dear(self) -> bool:
-        """Whether a tick's share of a budget came in already; where something is shed, twice what is usual, too."""
-        if self.limits.is_probe:
-            return False
-        price = self.model.price(self._seen_records, self._seen_bytes)
-        if not self._is_whole(self._steady):
-            return price > STEADY_TICK_SECONDS * max(self._usual_cores, self._bounds.account.budget_cores)
-        return (
-            price > self._bounds.account.budget_cores * TICK_SECONDS
-            or self._seen_bytes > self._budgets.bytes_per_second * TICK_SECONDS
-            or self._seen_records > self._budgets.packets_per_second * TICK_SECONDS
-        )
+        self._pace.seen(records, ring_bytes, self.model)
 
     def taken(self, records: int, ring_bytes: int) -> None:
         """A block went to the link; this is what our own time is spent on."""
@@ -164,12 +142,7 @@ class Governor:
 
     def ring_filled(self, fill: float) -> None:
         """The ring holds so much, as a fraction; worth telling whenever it is known."""
-        if self._last is not None and fill > self._last[1].ring_fill + CROWDED_FILL:
-            self._hurry(CROWDED_TICK_SECONDS)
-
-    def _hurry(self, least_seconds: float = LEAST_TICK_SECONDS) -> None:
-        if self._last is not None:
-            self.due_at = min(self.due_at, self._last[0] + least_seconds)
+        self._pace.ring_filled(fill)
 
     def applied(self, now: float, wall_ns: int) -> None:
         """The filter of the last limits is in force, since `wall_ns` on the clock of the records."""
@@ -181,7 +154,7 @@ class Governor:
         """What was read since the last tick becomes the limits until the next."""
         if self._last is None or now <= self._last[0]:
             self._last = self._last or (now, counters, usage)
-            self.due_at = now + TICK_SECONDS
+            self._pace.begin(now, counters.ring_fill)
             return self.limits
         then, before, used = self._last
         self._last = (now, counters, usage)
@@ -194,20 +167,21 @@ class Governor:
         forecast = Forecast(self.demand, self.model, self._base)
         elephant_cores = forecast.elephant_cores(self._bounds.account.budget_cores)
         bounds = self._bounds.at(now, counters, usage, Overheads(record_bytes, self.model.idle.own, elephant_cores))
+        steady = self._steady.selection
         self._decide(now, forecast, bounds)
         self.limits = self._probe(now, forecast) or self._steady
-        self.due_at = now + self._wait_seconds(now)
+        has_moved = self._steady.selection != steady
+        self._pace.ticked(
+            now, counters.ring_fill, self._state(), self.model, has_moved=has_moved, spent_cores=self.spent_cores
+        )
         return self.limits
 
-    def _wait_seconds(self, now: float) -> float:
+    def _state(self) -> State:
         if self._doubted_at < inf:
-            return LEAST_TICK_SECONDS
+            return State.DOUBTING
         if self.limits.is_probe:
-            return PROBE_SECONDS
-        if self._is_whole(self._steady):
-            is_cheap = self.spent_cores < REST_SHARE * self._bounds.account.budget_cores
-            return REST_TICK_SECONDS if is_cheap else TICK_SECONDS
-        return STEADY_TICK_SECONDS if now - self._moved_at >= STEADY_AFTER_SECONDS else TICK_SECONDS
+            return State.PROBING
+        return State.WHOLE if self._is_whole(self._steady) else State.SHEDDING
 
     def _book(self, seconds: float, captured: int, used: Usage, usage: Usage) -> None:
         """Charge what the last seconds cost to the account, and learn from it."""
@@ -219,9 +193,7 @@ class Governor:
         part = min(1.0, captured / seconds / total.packets) if total.packets else 0.0
         rejected = Rates() if self.limits.paused else total.scaled(1 - part).plus(self.demand.unselected)
         share = self.model.share(total.scaled(part), rejected, self._taken_bytes / seconds)
-        if not self.limits.is_probe:
-            self._usual_cores = self.model.price(self._seen_records, self._seen_bytes) / seconds
-        self._seen_records = self._seen_bytes = self._taken_records = self._taken_bytes = 0
+        self._taken_records = self._taken_bytes = 0
         self.spent_cores = own / seconds + share
         self._bounds.account.spend(seconds, self.spent_cores)
 
@@ -244,14 +216,14 @@ class Governor:
             wanted = self._give_back(now, forecast, bounds)
         if now - self._shed_at > STEADY_SECONDS:
             self._hold_seconds = HOLD_SECONDS
-        if wanted.selection != self._steady.selection:
-            self._moved_at = now
         self._steady = self._explained(now, wanted, forecast, bounds)
 
     def _confirmed(self, now: float, wanted: Limits) -> Limits:
         """What is taken from ordinary flows is taken when it is still wanted after a moment of closer looks."""
         steady = self._steady
-        if (wanted.slice, wanted.sample, wanted.paused) == (steady.slice, steady.sample, steady.paused):
+        is_new = (wanted.slice, wanted.paused) != (steady.slice, steady.paused)
+        is_more = self._samples(steady) and not self._estimator.is_surging
+        if not is_new and (wanted.sample == steady.sample or is_more):
             self._doubted_at = inf
             return wanted
         self._doubted_at = min(now, self._doubted_at)
@@ -281,6 +253,9 @@ class Governor:
     def _severity(self, limits: Limits) -> tuple[int, int]:
         return severity(limits, self._base, self._order)
 
+    def _samples(self, limits: Limits) -> bool:
+        return limits.sample < self._base.sample
+
     def _is_whole(self, limits: Limits) -> bool:
         return limits.selection == self._base.selection
 
@@ -299,7 +274,7 @@ class Governor:
     def _probe(self, now: float, forecast: Forecast) -> Limits | None:
         """Open the filter for a moment, once a second, where most is hidden."""
         steady = self._steady
-        is_blind = steady.paused or steady.sample < self._base.sample
+        is_blind = steady.paused or self._samples(steady)
         if not is_blind or self.limits.is_probe or now < self._probe_at:
             return None
         self._probe_at = now + PROBE_EVERY_SECONDS

@@ -19,7 +19,7 @@ a suspended VM, a missing reading or a busy neighbour moves little, and what the
 
 from typing import NamedTuple
 
-from guestagent.governor.demand import Rates
+from guestagent.governor.rates import Rates
 
 OWN_SECONDS_PER_PACKET = 0.4e-6
 OWN_SECONDS_PER_BYTE = 0.17e-9

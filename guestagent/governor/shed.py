@@ -21,9 +21,9 @@ from functools import cached_property
 from itertools import accumulate
 from math import ceil, inf, log
 
-from guestagent.governor.demand import Demand, Rates
 from guestagent.governor.limits import Limits, Rung
 from guestagent.governor.predict import Cost, CostModel, whole_ring_bytes
+from guestagent.governor.rates import Demand, Rates
 
 MOST_HEAVY = 16
 """Compares in the filter, a few ns each for every packet."""

@@ -6,8 +6,8 @@ from contextlib import closing
 
 import pytest
 
-from guestagent.governor.law import TICK_SECONDS
 from guestagent.governor.meter import Meter
+from guestagent.governor.pace import TICK_SECONDS
 from guestagent.governor.pressure import Yielding
 from guestagent.lab.hosts import Lab
 from guestagent.lab.packets import udp_send

@@ -41,7 +41,7 @@ def test_full_fidelity_is_back_after_each_flood(rig: Rig, lab: Lab) -> None:
 
 @pytest.mark.parametrize("cap", [("--cpu", "3", "--rate", "10gbit"), ("--cpu", "100", "--rate", "20mbit")])
 def test_nothing_oscillates_under_constant_load(rig: Rig, lab: Lab, cap: tuple[str, ...]) -> None:
-    """Under a cap the kept fraction stays within a fifth of its mean; no full copy is given back while the load lasts."""
+    """Under a cap what is kept stays within a fifth of its mean; no full copy is given back while the load lasts."""
     scene = scene_of(rig, lab)
     collector, agent = scene.start(*cap)
     load = scene.peer.start(send_flows, VM, 500, 60_000, WARM_SECONDS + STEADY_SECONDS + 1, 200)

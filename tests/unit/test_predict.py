@@ -5,8 +5,8 @@ from math import isclose
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestagent.governor.demand import Rates
 from guestagent.governor.predict import OWN_IDLE_CORES, OWN_SECONDS_PER_BYTE, OWN_SECONDS_PER_PACKET, Cost, CostModel
+from guestagent.governor.rates import Rates
 
 WHOLE_GB = Rates(0.0, 15_000.0, 1e9, 1e9)
 

@@ -5,9 +5,9 @@ from math import inf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestagent.governor.demand import Demand, Rates
 from guestagent.governor.limits import DEFAULT_ORDER, FLOORS, Limits, Rung, shedding_order
 from guestagent.governor.predict import Cost, CostModel
+from guestagent.governor.rates import Demand, Rates
 from guestagent.governor.shed import LEAST_HEAVY_FRACTION, LEAST_SAMPLE, Forecast, combined, on_grid, severity, shed
 
 BASE = Limits()

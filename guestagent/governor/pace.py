@@ -1,0 +1,102 @@
+"""When the next tick is due: the sooner the more comes, the later the less there is to decide. Pure.
+
+A tick takes a millisecond and a half beside a busy application, whose data has pushed ours out of the caches; of a
+budget of 3 % of two cores, ten a second are a quarter. So limits that hold still are asked about half as often, a quiet
+tap less yet, and whatever changes that brings the next tick forward.
+"""
+
+from enum import Enum
+from math import inf
+
+from guestagent.governor.limits import Budgets
+from guestagent.governor.predict import CostModel
+
+TICK_SECONDS = 0.1
+LEAST_TICK_SECONDS = 0.02
+"""A shorter look has too few packets to judge by."""
+STEADY_TICK_SECONDS, STEADY_AFTER_SECONDS = 0.2, 1.0
+REST_TICK_SECONDS, REST_SHARE = 0.25, 0.25
+"""Who takes less than this share of the budget, and sheds nothing, is asked less often."""
+PROBE_SECONDS = 0.05
+CROWDED_FILL, CROWDED_TICK_SECONDS = 0.125, 0.005
+"""An eighth of the ring has packets enough to judge by, however short the look; 17 Gbit/s fill the rest in 25 ms."""
+
+
+class State(Enum):
+    """What the last tick left behind."""
+
+    WHOLE = "everything is kept"
+    SHEDDING = "something is shed"
+    DOUBTING = "something would be shed, if the next looks agree"
+    PROBING = "the filter is open for a moment"
+
+
+class Pace:
+    """Told of blocks, of the ring and of ticks."""
+
+    def __init__(self, budgets: Budgets, budget_cores: float, now: float) -> None:
+        self._budgets, self._budget_cores = budgets, budget_cores
+        self.due_at = now
+        self._state = State.WHOLE
+        self._ticked_at = self._moved_at = -inf
+        self._ring_fill = 0.0
+        self._records = self._bytes = 0
+        """Since the last tick."""
+        self._usual_cores = 0.0
+        """What the records of the tick before may have cost, per second."""
+
+    def seen(self, records: int, ring_bytes: int, model: CostModel) -> None:
+        """The kernel retired a block."""
+        self._records += records
+        self._bytes += ring_bytes
+        if self._is_dear(model):
+            self._hurry(LEAST_TICK_SECONDS)
+
+    def ring_filled(self, fill: float) -> None:
+        """The ring holds so much, as a fraction."""
+        if fill > self._ring_fill + CROWDED_FILL:
+            self._hurry(CROWDED_TICK_SECONDS)
+
+    def _is_dear(self, model: CostModel) -> bool:
+        """Whether a tick's share of a budget came in already, or, where something is shed, twice what is usual."""
+        price = model.price(self._records, self._bytes)
+        match self._state:
+            case State.PROBING:
+                return False
+            case State.SHEDDING:
+                return price > STEADY_TICK_SECONDS * max(self._usual_cores, self._budget_cores)
+        return (
+            price > self._budget_cores * TICK_SECONDS
+            or self._bytes > self._budgets.bytes_per_second * TICK_SECONDS
+            or self._records > self._budgets.packets_per_second * TICK_SECONDS
+        )
+
+    def _hurry(self, least_seconds: float) -> None:
+        self.due_at = min(self.due_at, self._ticked_at + least_seconds)
+
+    def begin(self, now: float, ring_fill: float) -> None:
+        """The first tick, that has nothing to compare with."""
+        self._ticked_at, self._ring_fill = now, ring_fill
+        self.due_at = now + TICK_SECONDS
+
+    def ticked(
+        self, now: float, ring_fill: float, state: State, model: CostModel, *, has_moved: bool, spent_cores: float
+    ) -> None:
+        """A tick is over; whether other limits are in force now, and what was spent until it."""
+        if self._state is not State.PROBING:
+            self._usual_cores = model.price(self._records, self._bytes) / (now - self._ticked_at)
+        self._records = self._bytes = 0
+        self._ticked_at, self._ring_fill, self._state = now, ring_fill, state
+        if has_moved:
+            self._moved_at = now
+        self.due_at = now + self._wait_seconds(now, spent_cores)
+
+    def _wait_seconds(self, now: float, spent_cores: float) -> float:
+        match self._state:
+            case State.DOUBTING:
+                return LEAST_TICK_SECONDS
+            case State.PROBING:
+                return PROBE_SECONDS
+            case State.WHOLE:
+                return REST_TICK_SECONDS if spent_cores < REST_SHARE * self._budget_cores else TICK_SECONDS
+        return STEADY_TICK_SECONDS if now - self._moved_at >= STEADY_AFTER_SECONDS else TICK_SECONDS
