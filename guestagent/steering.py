@@ -9,7 +9,6 @@ from typing import Any
 from guestagent.capture.peek import Peek
 from guestagent.config import RunConfig
 from guestagent.desk import Desk
-from guestagent.governor.demand import PEEK_RECORDS
 from guestagent.governor.law import Governor
 from guestagent.governor.limits import Budgets, Counters, Limits, Rung, budgets_for, shedding_order
 from guestagent.governor.meter import Meter, interface_traffic
@@ -88,14 +87,13 @@ class Steering:
         blocks = [block for _, block in self._tap.look()]
         if not blocks:
             return
-        is_wanted = self.governor.wants_peek(now)
         step = -(-len(blocks) // MOST_PEEKS)
-        for at in range(0, len(blocks), step):
-            part = blocks[at : at + step]
-            records, ring_bytes = (
-                sum(column) for column in zip(*((b.records, b.ring_bytes) for b in part), strict=True)
-            )
-            self.governor.seen(now, records, ring_bytes, self._peek(part[-1], PEEK_RECORDS) if is_wanted else ())
+        parts = [blocks[at : at + step] for at in range(0, len(blocks), step)]
+        records, ring_bytes = sum(block.records for block in blocks), sum(block.ring_bytes for block in blocks)
+        looks = self.governor.arrived(now, records, ring_bytes, len(parts))
+        for part in parts:
+            samples = self._peek(part[-1], looks) if looks else ()
+            self.governor.seen(sum(block.records for block in part), samples)
         self.governor.ring_filled(self._tap.filled_fraction())
 
     def tick(self, now: float, link: Link) -> bool:

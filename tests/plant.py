@@ -10,7 +10,7 @@ from math import inf
 
 from guestagent.governor import predict
 from guestagent.governor.bucket import Gate
-from guestagent.governor.demand import PEEK_RECORDS, Sample
+from guestagent.governor.demand import Sample
 from guestagent.governor.law import Governor
 from guestagent.governor.limits import DEFAULT_ORDER, Budgets, Counters, Limits, Rung, Traffic, Usage
 
@@ -180,10 +180,11 @@ def simulate(
                 number = sum(sum(n for n, _ in part.values()) for _, _, part in open_block)
                 ring.append((open_size, number, taken, open_block))
                 ring_used += taken
-                samples = looks(rng, open_block) if governor.wants_peek(now) else []
+                wanted = governor.arrived(now, round(number), round(open_size), 1)
+                samples = looks(rng, open_block, wanted)
                 own += LOOK_COST_SECONDS * len(samples)
                 cpu += LOOK_COST_SECONDS * len(samples)
-                governor.seen(now, round(number), round(open_size), samples)
+                governor.seen(round(number), samples)
             else:
                 trace.dropped += open_size
             open_block, open_size = [], 0.0
@@ -243,12 +244,12 @@ def simulate(
     return trace
 
 
-def looks(rng: random.Random, parts: list[tuple[float, Limits, Arrived]]) -> list[Sample]:
+def looks(rng: random.Random, parts: list[tuple[float, Limits, Arrived]], most: int) -> list[Sample]:
     """The first records of a block, in their order of time."""
     found: list[Sample] = []
     for at, regime, records in parts:
         numbers = [number for number, _ in records.values()]
-        count = min(PEEK_RECORDS - len(found), int(sum(numbers) + rng.random()))
+        count = min(most - len(found), int(sum(numbers) + rng.random()))
         for flows in rng.choices(list(records), numbers, k=count):
             stop = max(1, flows.sampled(regime.sample)) if len(flows.keys) > 1 else 1
             key = flows.keys[int(rng.random() * stop)]

@@ -28,10 +28,6 @@ from math import exp, inf
 from guestagent.governor.limits import Limits, Traffic
 from guestagent.governor.rates import Demand, Rates
 
-PEEK_SECONDS = 0.005
-PEEK_RECORDS = 64
-"""A walk of 64 records takes 20 µs; at 200 a second that is 0.4 % of a core, and only where blocks fill that fast."""
-
 COMPOSITION_SECONDS = 0.5
 INTERFACE_SECONDS = 1.0
 OWN_SEGMENT_BYTES = 1448.0

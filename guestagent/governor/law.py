@@ -54,7 +54,7 @@ from collections.abc import Iterable, Sequence
 from math import inf
 
 from guestagent.governor.bounds import CAPS, Bound, Bounds, Overheads
-from guestagent.governor.demand import PEEK_SECONDS, DemandEstimator, Sample
+from guestagent.governor.demand import DemandEstimator, Sample
 from guestagent.governor.limits import DEFAULT_ORDER, Budgets, Counters, Limits, Rung, Usage
 from guestagent.governor.pace import PROBE_SECONDS, Pace, State
 from guestagent.governor.predict import RECORD_BYTES, CostModel
@@ -102,7 +102,7 @@ class Governor:
         self._bounds = Bounds(budgets, cores, self._order)
         self._pace = Pace(budgets, self._bounds.account.budget_cores, now)
         self._last: tuple[float, Counters, Usage] | None = None
-        self._peek_at = self._probe_at = now
+        self._probe_at = now
         self._taken_records = self._taken_bytes = 0
         self._better: tuple[float, Limits] | None = None
         """Since when something better would fit, and the least of that."""
@@ -124,16 +124,14 @@ class Governor:
         """When the next tick is wanted."""
         return self._pace.due_at
 
-    def wants_peek(self, now: float) -> bool:
-        """Whether the next block's records are worth a look."""
-        return now >= self._peek_at
+    def arrived(self, now: float, records: int, ring_bytes: int, blocks: int) -> int:
+        """The kernel retired blocks, taken or not. How many records of each of so many are worth a look; 0 for none."""
+        self._pace.arrived(records, ring_bytes, self.model)
+        return self._pace.looks(now, blocks)
 
-    def seen(self, now: float, records: int, ring_bytes: int, samples: Iterable[Sample] = ()) -> None:
-        """The kernel retired a block, taken or not; with the samples of a peek, where one was wanted."""
-        if now >= self._peek_at:
-            self._peek_at = now + PEEK_SECONDS
+    def seen(self, records: int, samples: Iterable[Sample] = ()) -> None:
+        """So many of these records were in one block; with samples of them, where looks were wanted."""
         self._estimator.block(records, samples)
-        self._pace.seen(records, ring_bytes, self.model)
 
     def taken(self, records: int, ring_bytes: int) -> None:
         """A block went to the link; this is what our own time is spent on."""
