@@ -82,15 +82,20 @@ class Account:
             most, least = MOST_CREDIT_SECONDS * self.budget_cores, -MOST_DEBT_SECONDS * self.budget_cores
             self.balance_seconds = max(least, min(most, balance))
 
-    def bound(self, order: Sequence[Rung], overheads: Overheads) -> Bound:
-        """What may be spent from now on."""
+    def bounds(self, order: Sequence[Rung], overheads: Overheads) -> list[Bound]:
+        """What may be spent from now on; beside an elephant, what is spent on it, and what on all."""
         budget, debt = self.budget_cores, min(0.0, self.balance_seconds) / REPAY_SECONDS
         aim = max(LEAST_SHARE * budget, AIM * budget + debt)
         self._granted_cores = budget
-        if overheads.elephant_cores:
-            unavoidable = overheads.idle_cores + overheads.elephant_cores
-            aim = max(aim, min(unavoidable + ORDINARY_SHARE * budget, MOST_OVERDRAFT * budget))
-            self._granted_cores = max(budget, aim)
+        if not overheads.elephant_cores:
+            return [self._bound(aim, order)]
+        unavoidable = overheads.idle_cores + overheads.elephant_cores
+        wider = max(aim, min(unavoidable + ORDINARY_SHARE * budget, MOST_OVERDRAFT * budget))
+        self._granted_cores = max(budget, wider)
+        of_elephants = tuple(rung for rung in order if rung in (Rung.HEAVY, Rung.THIN))
+        return [self._bound(aim, of_elephants), self._bound(wider, order)]
+
+    def _bound(self, aim: float, order: Sequence[Rung]) -> Bound:
         tolerated = max(TOLERANCE * aim, aim + self.balance_seconds / BURST_SECONDS)
         target = Cost(aim, AIM * OWN_CORES, inf, inf)
         return _bound("cpu", Cost(tolerated, OWN_CORES, inf, inf), target, order)
@@ -110,9 +115,7 @@ class Bounds:
 
     def at(self, now: float, counters: Counters, usage: Usage, overheads: Overheads) -> list[Bound]:
         """Those that hold now."""
-        found = []
-        if self.account.budget_cores < inf:
-            found.append(self.account.bound(self._order, overheads))
+        found = self.account.bounds(self._order, overheads) if self.account.budget_cores < inf else []
         rate, packets = self._budgets.bytes_per_second, self._budgets.packets_per_second
         if rate < inf or packets < inf:
             found.append(self._caps(counters, max(1.0, overheads.record_bytes)))

@@ -12,21 +12,23 @@ time and the computed share of others. With the budget b and the balance c (boun
 
     shed when     cost(limits in force) > 0.9 b + max(0, c) / 0.1 s     c <= 0.25 s x b: a burst passes; a load beyond b
                                                                         drains c, and is shed the later the less it is
-    shed down to  0.9 b - debt / 2 s, at least 0.1 b                    what was overrun is paid back
+    shed down to  0.9 b - debt / 2 s, at least 0.1 b                    what was overrun is paid back; a twentieth more
+                                                                        is borne, or each tick would swap the filter
     give back     what fits 0.95 of that all through the hold
 
 In T seconds the cost is at most b (T + 0.25 s) and the overruns of that time. An overrun is what a surge costs before
-it is seen. A tick is due when a tenth of a second's budget is spent, so the steeper a surge, the shorter it lasts; then
-its cost e makes the bound 0.9 b - e / 2 s, and is gone within a window of 5 s.
+it is seen. A tick is due when a tenth of a second's budget is spent (pace.py), so the steeper a surge, the shorter it
+lasts; then its cost e makes the bound 0.9 b - e / 2 s, and is gone within a window of 5 s.
 
 **An elephant's rejection is not paid by others.** On egress the kernel clones a packet before it asks the filter, so a
 flow at full speed costs some of the budget when nothing of it is kept, and only a pause would save that. Shedding
 others for it would blind the tap and save nothing; so beside the rejection of heavy flows there is always a fifth
-of the budget for the rest, until the whole is three budgets. Many small flows are no elephant: these are sampled.
+of the budget for the rest, until the whole is three budgets. The elephant gets nothing of that: how far it is thinned
+is decided without it. Many small flows are no elephant: these are sampled.
 
 **A surge is doubted** where it would take something from ordinary flows: a block shows its first records first, and in
 the first moment of a flood these are older than the flood. Two more looks 20 ms apart tell who it is; heavy flows are
-cut without doubt.
+cut without doubt, and a sample is made smaller so unless the load just rose: looks cost, and a debt would grow by them.
 
 **No cycle.** Between giving back (0.86 b) and shedding (b) nothing moves. What is given back is the *least* of all
 better limits computed during the hold, in one step. A full copy is given back at 0.95 b, or a load that fits could be

@@ -22,6 +22,8 @@ CROWDED_FILL, CROWDED_TICK_SECONDS = 0.125, 0.005
 """An eighth of the ring has packets enough to judge by, however short the look; 17 Gbit/s fill the rest in 25 ms."""
 PEEK_SECONDS, PEEK_RECORDS = 0.005, 64
 """Between looks into blocks, and how far into each while something changes."""
+CLOSE_LOOKS = 4 * PEEK_RECORDS
+"""Between two ticks, of that depth."""
 CALM_LOOKS_PER_SECOND = 1600
 """Else. A look at a record takes 4 µs beside a busy application: all 64 of 200 blocks a second were 5 % of a core."""
 
@@ -44,6 +46,7 @@ class Pace:
         self._state = State.WHOLE
         self._ticked_at = self._moved_at = -inf
         self._look_at = now
+        self._close_looks = CLOSE_LOOKS
         self._is_hurried = False
         self._ring_fill = 0.0
         self._records = self._bytes = 0
@@ -57,9 +60,10 @@ class Pace:
             return 0
         since, self._look_at = now - self._look_at + PEEK_SECONDS, now + PEEK_SECONDS
         is_settled = self._state in (State.WHOLE, State.SHEDDING) and now - self._moved_at >= STEADY_AFTER_SECONDS
-        if self._is_hurried or not is_settled:
+        if self._close_looks > 0 and (self._is_hurried or not is_settled):
+            self._close_looks -= blocks * PEEK_RECORDS
             return PEEK_RECORDS
-        return round(min(PEEK_RECORDS, CALM_LOOKS_PER_SECOND * since / blocks))
+        return int(min(PEEK_RECORDS, CALM_LOOKS_PER_SECOND * since / blocks))
 
     def arrived(self, records: int, ring_bytes: int, model: CostModel) -> None:
         """The kernel retired blocks."""
@@ -103,7 +107,7 @@ class Pace:
         if self._state is not State.PROBING:
             self._usual_cores = model.price(self._records, self._bytes) / (now - self._ticked_at)
         self._records = self._bytes = 0
-        self._is_hurried = False
+        self._close_looks, self._is_hurried = CLOSE_LOOKS, False
         self._ticked_at, self._ring_fill, self._state = now, ring_fill, state
         if has_moved:
             self._moved_at = now

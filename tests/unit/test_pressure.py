@@ -4,9 +4,11 @@ from math import inf
 
 import pytest
 
-from guestagent.governor.bounds import Account, Overheads
-from guestagent.governor.limits import Counters, Usage
+from guestagent.governor.bounds import ORDINARY_SHARE, Account, Overheads
+from guestagent.governor.limits import DEFAULT_ORDER, Counters, Rung, Usage
 from guestagent.governor.pressure import BackPressure, Yielding
+
+NO_ELEPHANT = Overheads(500.0, 0.01, 0.0)
 
 
 def test_a_debt_is_bounded_and_paid_back() -> None:
@@ -14,10 +16,20 @@ def test_a_debt_is_bounded_and_paid_back() -> None:
     account = Account(0.1)
     for _ in range(600):
         account.spend(0.1, 1.0)
-    assert account.bound((), Overheads(500.0, 0.01, 0.0)).aim.cpu == pytest.approx(0.01)
+    assert [one.aim.cpu for one in account.bounds((), NO_ELEPHANT)] == pytest.approx([0.01])
     for _ in range(25):
         account.spend(0.1, 0.01)
-    assert account.bound((), Overheads(500.0, 0.01, 0.0)).aim.cpu == pytest.approx(0.09, abs=0.005)
+    assert [one.aim.cpu for one in account.bounds((), NO_ELEPHANT)] == pytest.approx([0.09], abs=0.005)
+
+
+def test_an_elephant_that_cannot_be_paid_for_takes_no_more_than_others_leave() -> None:
+    """What its rejection costs opens the budget for the flows beside it, and not for more of its own packets."""
+    account = Account(0.1)
+    elephant, everyone = account.bounds(DEFAULT_ORDER, Overheads(500.0, 0.02, 0.15))
+
+    assert elephant.aim.cpu == pytest.approx(0.09)
+    assert everyone.aim.cpu == pytest.approx(0.02 + 0.15 + ORDINARY_SHARE * 0.1)
+    assert (elephant.order, everyone.order) == ((Rung.HEAVY, Rung.THIN), DEFAULT_ORDER)
 
 
 def test_a_suspended_vm_owes_little() -> None:

@@ -2,6 +2,7 @@
 
 from math import inf
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,6 +47,19 @@ def test_limits_fit_or_lie_at_the_floor(demand: Demand, bound: Cost, order: list
     )
 
     assert fits or cost.worst(bound)[0] <= forecast.cost(deepest).worst(bound)[0] * 1.001
+
+
+@given(DEMAND, st.floats(0, 1), st.floats(0, 1), st.sampled_from(["full", "headers", 200]))
+def test_the_whole_costs_what_its_parts_cost(demand: Demand, keep: float, thin: float, slice_: str | int) -> None:
+    """The sums that a forecast keeps are those of the model, flow by flow."""
+    model = CostModel()
+    heavy = tuple(flow for flow, _ in demand.flows[:5])
+    cost = Forecast(demand, model, BASE).cost(Limits(slice=slice_, sample=keep, heavy=heavy, heavy_fraction=thin))
+    parts = [model.idle, model.cost(demand.unselected, 0.0, "full"), model.cost(demand.rest, keep, slice_)]
+    for flow, rates in demand.flows:
+        parts.append(model.cost(rates, thin, "headers") if flow in heavy else model.cost(rates, keep, slice_))
+
+    assert cost == pytest.approx([sum(column) for column in zip(*parts, strict=True)], rel=1e-6, abs=1e-6)
 
 
 @given(DEMAND, BOUND)
