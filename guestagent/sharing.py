@@ -40,7 +40,7 @@ class Sharing:
     def __init__(self, desk: Desk, collectors: int) -> None:
         self.desk = desk
         self.fanout = FanOut(collectors, desk.next_frame, self._stale)
-        self.shares = tuple(Share(self, place) for place in self.fanout.places)
+        self.shares = tuple(Share(self, place, copy) for copy, place in enumerate(self.fanout.places, 1))
 
     def _stale(self, pending: Pending) -> tuple[int, int]:
         loan = pending.loan
@@ -86,8 +86,9 @@ class Sharing:
 class Share:
     """One collector's side of the desk (links.owner.LinkOwner)."""
 
-    def __init__(self, sharing: Sharing, place: Place) -> None:
+    def __init__(self, sharing: Sharing, place: Place, copy: int) -> None:
         self.note = ""
+        self._copy = copy
         self._sharing, self._place, self._desk = sharing, place, sharing.desk
         self._bucket = TokenBucket()
         self._exclusion: Exclusion | None = None
@@ -97,7 +98,7 @@ class Share:
         """This run, as of now, and as this collector knows it."""
         acknowledged = {self._collector_id: self._place.acknowledged} if self._collector_id else {}
         first = self._sharing.fanout.first_sequence
-        return replace(self._desk.hello(), first_sequence=first, acknowledged=acknowledged)
+        return replace(self._desk.hello(), first_sequence=first, acknowledged=acknowledged, copy=self._copy)
 
     def exclude(self, exclusion: Exclusion) -> None:
         """The others' connections stay among the last few that are left out, however often this one is made anew."""

@@ -195,7 +195,7 @@ def test_a_name_server_that_fails_is_told_of(bench: Bench, caplog: pytest.LogCap
     addresses = resolver.addresses
     with (
         mock.patch.object(resolve, "is_numeric", return_value=False),
-        mock.patch.object(resolve, "_look_up", side_effect=OSError(0, "it is broken")),
+        mock.patch.object(resolve, "look_up", side_effect=OSError(0, "it is broken")),
     ):
         bench.connect()
 
