@@ -163,6 +163,10 @@ class FanOut:
             counts |= place.stale()
         return dict(counts)
 
+    def is_told_stale(self, interface: int) -> bool:
+        """Did a collector count stale records of this interface?"""
+        return any(place.told_stale.get(interface) for place in self.places)
+
     def describe(self, place: Place) -> dict[str, Any]:
         """The books of one collector: after the end `delivered` and what was lost are the ledger's `delivered`."""
         stale = sum(place.stale().values())

@@ -173,6 +173,21 @@ def test_stale_records_that_different_collectors_missed(ring: WatchedRing) -> No
         assert books["lost_records"][AWAY] > 0
 
 
+def test_only_where_records_are_stale_is_a_block_walked(ring: WatchedRing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the ring dropped, what is given up is not walked before a collector counted stale records."""
+    walked = []
+    monkeypatch.setattr("guestagent.sharing.stale_records", lambda loan: walked.append(loan) or 1)
+    sharing, (one, other) = sharing_of(ring)
+    other.lose_connection()
+    ring.refuse(5)
+    for stale in (0, 1):
+        for _ in range(BLOCKS // 2 + 1):
+            ring.fill(3, stale)
+            copy(one)
+            sharing.relieve(lambda _: False)
+        assert bool(walked) is bool(stale)
+
+
 def test_an_acknowledgement_of_what_was_never_sent_is_refused(ring: WatchedRing) -> None:
     """A collector that claims frames which only the other one was sent is cut off, and no block goes back."""
     _, (one, other) = sharing_of(ring)
