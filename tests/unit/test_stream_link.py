@@ -214,6 +214,18 @@ def test_silence_costs_no_turns(bench: Bench) -> None:
         bench.turn()
 
 
+def test_a_ping_takes_no_block_along(bench: Bench) -> None:
+    """Time alone sends the ping; a block that came meanwhile waits for the turn, where the governor looks at it."""
+    bench.connect()
+    bench.owner.queue([bytes(60)])
+    bench.loop.skew += PING_SECONDS + 0.01
+    bench.link.tick(bench.loop.now())
+    while not bench._heard(Kind.PING):
+        pass
+    assert ([], 1) == (bench.collector.sequences(), bench.owner.window.unsent)
+    bench.until(lambda: bench._heard(Kind.BLOCK))
+
+
 def test_a_slow_collector_is_not_silent() -> None:
     """While the peer's kernel takes bytes, however slowly, a link on which no ACK comes for long is alive."""
     bench = Bench(receive_bytes=4096)
