@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from guestagent.endpoint import Endpoint
 from guestagent.errors import AbsentError, ConfigError, GuestagentError
 from guestagent.governor.limits import DEFAULT_CPU_PERCENT, OWN_CORES
 from guestagent.links.keyring import credentials
+from guestagent.links.resolve import Address, look_up
 from guestagent.observe import reports
 from guestagent.rlimits import refuse_small
 from guestagent.route import refuse_tunnel_loop
@@ -34,6 +35,8 @@ def check(config: RunConfig) -> int:
     code = take_steps(_STEPS, config)
     for warning in warnings(_budget_cores(config)):
         sys.stdout.write(f"warn backstops: {warning}\n")
+    for warning in one_of_two_names(config.to if config.streams > 1 else ()):
+        sys.stdout.write(f"warn collector: {warning}\n")
     return code
 
 
@@ -102,6 +105,19 @@ def _answer(endpoint: Endpoint, tls: "Credentials | None", allow_cleartext: bool
     except (OSError, ProtocolError) as error:
         return f"{endpoint} does not answer now ({getattr(error, 'strerror', None) or error}); run would wait for it"
     return f"{endpoint} {said}"
+
+
+def one_of_two_names(collectors: Sequence[Endpoint]) -> Iterator[str]:
+    """A sentence for each of them that an earlier one leads to, too: `run` starts, and that copy is refused."""
+    found: dict[Address, Endpoint] = {}
+    for endpoint in collectors:
+        try:
+            addresses = look_up(endpoint.host, endpoint.port)
+        except (OSError, UnicodeError):
+            continue  # `_answer` says so
+        if other := next(filter(None, map(found.get, addresses)), None):
+            yield f"{endpoint} and {other} lead to one collector, which takes one copy: name each collector once"
+        found |= dict.fromkeys(addresses, endpoint)
 
 
 def _route(config: RunConfig) -> str:

@@ -89,11 +89,19 @@ def refuse_writable(path: str) -> None:
         return  # a pipe from the shell is the caller's own
     if found.st_mode & _WRITABLE:
         raise ConfigError(f"{path} can be written by others than its owner: chmod go-w {path}")
-    if found.st_uid not in {0, os.geteuid(), int(os.environ.get("SUDO_UID") or 0)}:
+    if _is_strangers(found):
         raise ConfigError(f"{path} belongs to user {found.st_uid}, who can write it: chown root {path}")
 
 
 def refuse_readable(path: str) -> None:
     """Raises ConfigError where others could read or write a private key; OSError where the file is not there."""
-    if os.stat(path).st_mode & _SECRET:
+    found = os.stat(path)
+    if found.st_mode & _SECRET:
         raise ConfigError(f"the key {path} can be read or written by others: chmod 600 {path}")
+    if _is_strangers(found):
+        raise ConfigError(f"the key {path} belongs to user {found.st_uid}, who can read and swap it: chown root {path}")
+
+
+def _is_strangers(found: os.stat_result) -> bool:
+    """Does a file belong to somebody who is neither root nor us, nor called sudo?"""
+    return found.st_uid not in {0, os.geteuid(), int(os.environ.get("SUDO_UID") or 0)}

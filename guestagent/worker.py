@@ -7,8 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from itertools import pairwise
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,6 +29,8 @@ log = logging.getLogger("guestagent.collector")
 
 BEAT_SECONDS = 1.0
 LAST_WORDS_SECONDS = 2.0
+MOST_DESCRIPTORS = 1 << 16
+"""Tried where none can be listed; the process above has a few dozen, and each is the lowest number that was free."""
 _SUFFIX = "worker"
 """Of its status socket, which the process above reads alone."""
 _STANDARD = (0, 1, 2)
@@ -130,8 +131,17 @@ def _let_go(post: Post, lines: Lines) -> None:
         signal.signal(number, signal.SIG_IGN)  # they come to the whole group; the process above says what to do
     sockets = [post.mail.inboxes[post.number], *post.mail.outboxes, *(listener for _, listener in post.doors)]
     kept = {*_STANDARD, post.hold, lines.fileno(), *(one.fileno() for one in sockets)}
-    for below, above in pairwise([*sorted(kept), os.sysconf("SC_OPEN_MAX")]):
-        os.closerange(below + 1, above)
+    for descriptor in _descriptors() - kept:
+        with suppress(OSError):  # the listing's own is closed by now
+            os.close(descriptor)
+
+
+def _descriptors() -> set[int]:
+    """What is open. Before Linux 5.9 to try every number takes four minutes where a container has 2^30 of them."""
+    try:
+        return set(map(int, os.listdir("/proc/self/fd")))
+    except OSError:  # a chroot without it
+        return set(range(min(MOST_DESCRIPTORS, os.sysconf("SC_OPEN_MAX"))))
 
 
 def _work(post: Post, lines: Lines) -> None:

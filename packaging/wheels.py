@@ -1,9 +1,11 @@
 """The libraries that travel in the packages: wheels held to their hashes, unpacked less what never runs."""
 
+import os
 import re
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
@@ -35,24 +37,49 @@ SERVICES = ("ec2", "elbv2", "sts", "sso", "sso-oidc", "signin")
 
 def unpack(package: str, architecture: str, into: Path) -> None:
     """Unpack what packaging/vendor/PACKAGE.txt names; the network is asked where a wheel is not in build/ yet."""
-    listed = PACKAGING / "vendor" / f"{package}.txt"
-    store = BUILD / "wheels" / f"{package}-{architecture}"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--require-hashes", "--requirement", str(listed), "--find-links", str(store), "--dest", str(store)]
-    command += ["--only-binary=:all:", *(f"--no-binary={name}" for name in SOURCES)]
-    command += ["--python-version=3.11", "--implementation=cp", "--abi=abi3", "--abi=none"]
-    command += [f"--platform={tag}" for tag in PLATFORMS[architecture]]
-    subprocess.run(command, check=True)
-    names = [line.split("==") for line in listed.read_text().splitlines() if "==" in line]
-    for name, rest in names:
-        version = rest.split()[0]
+    pinned, store = _pinned(package), BUILD / "wheels" / f"{package}-{architecture}"
+    options = [f"--no-binary={name}" for name in SOURCES]
+    options += ["--python-version=3.11", "--implementation=cp", "--abi=abi3", "--abi=none"]
+    options += [f"--platform={tag}" for tag in PLATFORMS[architecture]]
+    with tempfile.TemporaryDirectory() as backend:
+        if any(name in SOURCES for name in pinned):
+            _unpack_backend(Path(backend))
+            options.append("--no-build-isolation")
+        _download(package, store, *options, PYTHONPATH=backend)
+    for name, version in pinned.items():
         if name in SOURCES:
             _unpack_source(store, name, version, into)
             continue
-        (wheel,) = store.glob(f"{name.replace('-', '_')}-{version}-*.whl")
-        with zipfile.ZipFile(wheel) as archive:
+        with zipfile.ZipFile(_wheel(store, name, version)) as archive:
             for member in _wanted([one for one in archive.namelist() if not one.endswith("/")]):
                 archive.extract(member, into)
+
+
+def _pinned(package: str) -> dict[str, str]:
+    """Version by name."""
+    lines = (PACKAGING / "vendor" / f"{package}.txt").read_text().splitlines()
+    return {name: rest.split()[0] for name, _, rest in (line.partition("==") for line in lines) if rest}
+
+
+def _download(package: str, store: Path, *options: str, **environment: str) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--require-hashes", "--requirement", str(PACKAGING / "vendor" / f"{package}.txt")]
+    command += ["--find-links", str(store), "--dest", str(store), "--only-binary=:all:", *options]
+    subprocess.run(command, env={**os.environ, **environment}, check=True)
+
+
+def _wheel(store: Path, name: str, version: str) -> Path:
+    (found,) = store.glob(f"{name.replace('-', '_')}-{version}-*.whl")
+    return found
+
+
+def _unpack_backend(into: Path) -> None:
+    """By which pip reads the name of a source: it would fetch the newest of that day by itself, and run it."""
+    store = BUILD / "wheels" / "backend"
+    _download("backend", store)
+    for name, version in _pinned("backend").items():
+        with zipfile.ZipFile(_wheel(store, name, version)) as archive:
+            archive.extractall(into)
 
 
 def _unpack_source(store: Path, name: str, version: str, into: Path) -> None:

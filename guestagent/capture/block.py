@@ -49,6 +49,7 @@ FRAME_OFFSET_BYTES = 92
 _RECORD = Struct("<IIIIIIH6xIH20xB")
 _RECORD_BYTES = _RECORD.size
 _STEP = Struct("<I")
+_STEP_AND_STATUS = Struct("<I16xI")
 _LEAST_FRAME_OFFSET_BYTES = 68
 """tpacket3_hdr and sockaddr_ll; a frame can't begin inside them."""
 _ALIGNMENT_BYTES = 8
@@ -105,6 +106,19 @@ def cut(memory: memoryview, start: int, end: int, count: int, *, most_bytes: int
             break
         at, taken = following, taken + 1
     return at, taken
+
+
+def stale_count(memory: memoryview, start: int, count: int) -> int:
+    """How many of the `count` records from `start` on are stale; the kernel wrote them, so their lengths are believed.
+
+    In half the time that `walk` takes: the agent's loop waits while a part of the ring is given up.
+    """
+    unpack, at, stale = _STEP_AND_STATUS.unpack_from, start, 0
+    for _ in range(count):
+        step, status = unpack(memory, at)
+        stale += not status & STATUS_USER
+        at += step
+    return stale
 
 
 class BlockWriter:

@@ -7,7 +7,7 @@ both and not a definition.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from guestagent.capture.block import FRAME_OFFSET_BYTES, LAYOUT_VIRTIO, walk
+from guestagent.capture.block import FRAME_OFFSET_BYTES, LAYOUT_VIRTIO, stale_count
 from guestagent.capture.bpf import REJECT_ALL, Instruction
 from guestagent.capture.source import RetiredBlock, Source
 from guestagent.model import InterfaceLedger, total
@@ -189,4 +189,4 @@ def stale_records(loan: Loan) -> int:
     """The records without a packet, of a block that no collector will count: the kernel has them as dropped, too."""
     if loan.source.layout != LAYOUT_VIRTIO:
         return 0
-    return sum(record is None for record in walk(loan.block.memory[loan.start : loan.end], loan.records))
+    return stale_count(loan.block.memory, loan.start, loan.records)

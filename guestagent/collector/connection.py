@@ -28,6 +28,8 @@ class Connection:
         self._preface = frames.PREFACE
         self.deframer = Deframer()
         self.run: Run | None = None
+        self.copy = 0
+        """Of the run, as its hello says."""
         self.unsent = b""
         self.born_at = self.heard_at = self.acked_at = now
         self.waits_for_sink = False

@@ -86,7 +86,7 @@ class Dialogue:
             run, answer = self._registry.open(hello)
         except ValueError as error:
             raise ProtocolError(str(error)) from error
-        connection.run = run
+        connection.run, connection.copy = run, hello.copy
         connection.deframer.welcome()
         answered = frames.encode_json(Kind.HELLO, encode_collector_hello(answer))
         connection.send(self._loop, connection.preface() + answered)

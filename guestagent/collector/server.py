@@ -136,7 +136,10 @@ class Server:
             self._close(connection)
 
     def _arrives(self, connection: Connection, hello: AgentHello) -> bool:
-        """An agent is known: its older connection goes. False where it belongs to another worker, which has it now."""
+        """An agent is known: its older connection goes. False where it belongs to another worker, which has it now.
+
+        Raises ProtocolError where that is one of several copies, and this another: each would end the other for ever.
+        """
         if self._handover and not self._handover.is_ours(hello.agent_id):
             del self.connections[connection.fileno()]
             self._loop.forget(connection)
@@ -146,6 +149,10 @@ class Server:
             return False
         for other in list(self.connections.values()):
             if other.run and (other.run.hello.run_id, other.run.hello.agent_id) == (hello.run_id, hello.agent_id):
+                if other.copy != hello.copy:
+                    raise ProtocolError(
+                        "it has this run already, as another of its copies: two destinations in `to` lead here"
+                    )
                 other.run = None
                 self._close(other)
         return True

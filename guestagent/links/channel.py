@@ -122,8 +122,7 @@ class Channel:
         else:
             # Of a hello, or of a certificate that was too long for the path, no word came back.
             self.is_swallowed = self.phase is Phase.GREETING and (self._tls is not None or self._queued_bytes() > 0)
-            seconds = self.patience.connect_seconds
-            self.end(f"{self.name} did not answer within {seconds:.1f} s ({self.phase.value})")
+            self.end(f"{self.name} did not answer within {self.patience.connect_seconds:.1f} s ({self.phase.value})")
 
     def _queued_bytes(self) -> int:
         return 0 if self._socket is None else queued_bytes(self._socket)
@@ -138,7 +137,7 @@ class Channel:
         elif sign is Sign.QUIET:
             self._control.append(frames.encode(Kind.PING))
             self._pulse.asked(self._sent_bytes + self._ramp.waiting_bytes + frames.HEADER_BYTES)
-            self.pump(now)
+            self.pump(now, fresh=False)
 
     # -- coming up ----------------------------------------------------------------------------------------------
 
@@ -226,12 +225,14 @@ class Channel:
 
     # -- sending ------------------------------------------------------------------------------------------------
 
-    def pump(self, now: float) -> bool:
+    def pump(self, now: float, *, fresh: bool = True) -> bool:
         """Send until the socket is full, nothing is left or allowed, or the turn's share is used up (then True)."""
         left_bytes = MOST_BYTES_PER_TURN
         self.is_blocked = False
+        if self._socket is None or self.phase is Phase.CONNECTING:
+            return False
         while left_bytes > 0:
-            if self._socket is None or self.phase is Phase.CONNECTING or (not self._ramp and not self._load(now)):
+            if not self._ramp and not self._load(now, fresh):
                 return False
             allowance = self._owner.allowance(now)
             if allowance <= 0:
@@ -252,12 +253,12 @@ class Channel:
             self._owner.spent(self._ramp.segment.wire_bytes(count))
         return True
 
-    def _load(self, now: float) -> bool:
-        """Put the next frame on the ramp: control frames first, they are small."""
+    def _load(self, now: float, fresh: bool) -> bool:
+        """Put the next frame on the ramp: control frames first; `fresh` ones where the governor has seen the block."""
         if self._control:
             self._ramp.load(self._control.popleft())
             return True
-        if self.phase is not Phase.STREAMING or self.is_leaving:
+        if not fresh or self.phase is not Phase.STREAMING or self.is_leaving:
             return False
         pending = self._owner.next_frame(now)
         if pending is None:

@@ -71,11 +71,9 @@ class DirectLink:
         return min(self._spread.due_at, self._retry_at) if self.is_blocked else self._spread.due_at
 
     def tick(self, now: float) -> None:
-        """See how the sensors are."""
+        """See how the sensors are. `pump` tries a full socket again: it alone stands behind the governor's look."""
         self._spread.tick(now)
         self._tell()
-        if self.is_blocked and now >= self._retry_at:
-            self.pump(now)
 
     def _tell(self) -> None:
         trouble = self._spread.trouble()

@@ -77,7 +77,7 @@ class Link(Protocol):
         """Was the way full at the last pump? Waiting would cost throughput."""
 
     def tick(self, now: float) -> None:
-        """Do what time asks for."""
+        """Do what time asks for, but take no new frame: only `pump` comes behind the governor's look at new blocks."""
 
     def deadline(self) -> float:
         """When `tick` has to be called next, monotonic seconds."""

@@ -19,7 +19,8 @@ def is_numeric(host: str) -> bool:
     return True
 
 
-def _look_up(host: str, port: int, flags: int = 0) -> list[Address]:
+def look_up(host: str, port: int, flags: int = 0) -> list[Address]:
+    """Ask the name server, as long as that takes. Raises OSError, and UnicodeError for what can be no name."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
     return [(family, address) for family, _, _, _, address in found]
 
@@ -36,7 +37,7 @@ class Resolver:
         self.addresses: list[Address] = []
         self.error = ""
         if is_numeric(host):
-            self.addresses = _look_up(host, port, socket.AI_NUMERICHOST)
+            self.addresses = look_up(host, port, socket.AI_NUMERICHOST)
 
     def fileno(self) -> int:
         """Readable once an answer is there."""
@@ -58,7 +59,7 @@ class Resolver:
     def _ask(self) -> None:
         addresses, error = [], ""
         try:
-            addresses = _look_up(self._host, self._port)
+            addresses = look_up(self._host, self._port)
         except OSError as failure:
             error = failure.strerror or str(failure)
         except UnicodeError as failure:  # a label that is empty or too long for the name system

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ PATIENCE_SECONDS = 0.1
 MOST_STATUS_BYTES = 4 * 1024 * 1024
 MOST_PATH_BYTES = 107
 """struct sockaddr_un has 108 with the zero behind it (unix(7))."""
+NAMELESS_SECONDS = 60.0
+"""A socket has its name a millisecond after it was bound; whoever made one that is so old was killed in between."""
 _DIRECTORY_MODE, _SOCKET_MODE = 0o750, 0o660
 
 SERVICES = Path("/run/guestagent")
@@ -89,7 +92,11 @@ class StatusSocket:
 
 def _sweep(where: Path) -> None:
     """Remove the sockets that killed processes left; one that does not answer is somebody's."""
-    for path in where.glob("*.sock"):
+    for path in where.glob("*.new"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > NAMELESS_SECONDS:
+                path.unlink()
+    for path in (*where.glob("*.sock"), *where.glob("*.worker")):
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asker:
             asker.setblocking(False)
             try:

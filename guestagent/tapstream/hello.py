@@ -51,6 +51,8 @@ class AgentHello:
     """The last sequence that each collector acknowledged, by collector id: what it lacks up to there, it lost."""
     tags: dict[str, str] = field(default_factory=dict)
     """The operator's own words on this machine."""
+    copy: int = 0
+    """Which of several collectors this is that each get the whole run, from 1; 0 where it is the only one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,7 @@ def decode_agent_hello(value: dict[str, Any], layouts: tuple[str, ...]) -> Agent
         dedupe=_name(value, "dedupe", "hello") if value.get("dedupe") else "",
         acknowledged=_acknowledged(value.get("acknowledged", {})),
         tags=_tags(value.get("tags", {})),
+        copy=_field(value, "copy", int, "hello") if "copy" in value else 0,
     )
 
 

@@ -180,3 +180,12 @@ def test_a_release_without_its_changelog_is_refused() -> None:
     assert (
         f"CHANGELOG.md has no part [{__version__}]: name what is Unreleased by version and date first\n" == done.stderr
     )
+
+
+def test_nothing_is_fetched_that_has_no_hash(built: Path, tmp_path: Path) -> None:
+    """With all that packaging/vendor pins in build/ no index is asked, not even for what reads the name of a source."""
+    environment = {**os.environ, "PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PYTHONPATH": "packaging"}
+    code = f"from pathlib import Path; import wheels; wheels.unpack('guestagent-cloud', 'all', Path({str(tmp_path)!r}))"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+
+    assert (tmp_path / "ovs" / "stream.py").exists()

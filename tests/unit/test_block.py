@@ -15,6 +15,7 @@ from guestagent.capture.block import (
     BlockWriter,
     MalformedBlock,
     Record,
+    stale_count,
     walk,
 )
 from tests.fakes import EPOCH_NS, run_of_records
@@ -151,7 +152,7 @@ def test_a_full_block_takes_nothing_more() -> None:
     st.integers(0, 2**32 - 1),
 )
 def test_stale_records_are_none_whatever_they_hold(rows: list[tuple[bool, bytes]], status: int) -> None:
-    """A record without STATUS_USER is None, however mad its other fields are, and its neighbours are unharmed."""
+    """A record without STATUS_USER is None, however mad its other fields are; its neighbours are sound, and counted."""
     frames = [b"whole frame %d" % at for at in range(len(rows))]
     records, count = run_of_records(frames)
     made = bytearray(records)
@@ -164,6 +165,7 @@ def test_stale_records_are_none_whatever_they_hold(rows: list[tuple[bool, bytes]
     walked = [record and bytes(made[record[4] : record[5]]) for record in walk(bytes(made), count)]
 
     assert [None if is_stale else frame for (is_stale, _), frame in zip(rows, frames, strict=True)] == walked
+    assert walked.count(None) == stale_count(memoryview(made), 0, count)
 
 
 TWO, _ = run_of_records([bytes(60), bytes(60)])

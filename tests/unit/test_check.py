@@ -13,6 +13,7 @@ import pytest
 from guestagent import check
 from guestagent.cli import main
 from guestagent.config import load_run
+from guestagent.endpoint import Endpoint
 from guestagent.observe import status
 from tests.unit.test_workers import Collector, Keys, start
 
@@ -186,3 +187,19 @@ def test_what_a_collector_answers(start: Callable[..., Collector], tmp_path: Pat
     assert "it said goodbye: it speaks no TLS, and this port takes tls:// alone" in said("tcp", keys, collector.port)
     collector.stop()
     assert "does not answer now (Connection refused); run would wait for it" in said("tls", keys, collector.port)
+
+
+def test_two_names_of_one_collector_are_warned_of() -> None:
+    """With a copy for each, what resolves to one address and port is said; another port or a name of nobody is not."""
+    ends = [Endpoint("tcp", *place) for place in (("localhost", 1), ("127.0.0.1", 1), ("127.0.0.1", 2), ("a..b", 1))]
+    (said,) = check.one_of_two_names(ends)
+
+    assert said.startswith("tcp://127.0.0.1:1 and tcp://localhost:1 lead to one collector")
+
+
+def test_check_warns_of_two_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`check` says it where every copy goes to all collectors, and where one takes over from another it does not."""
+    for mode, expected in (("replicate", True), ("failover", False)):
+        config = config_file(tmp_path, f"mode = '{mode}'\nto = ['tcp://localhost:1', 'tcp://127.0.0.1:1']\n")
+        main(["check", "-i", "lo", "-c", config])
+        assert expected is ("warn collector: " in capsys.readouterr().out)

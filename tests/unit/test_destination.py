@@ -89,7 +89,7 @@ class Scene:
 def names(monkeypatch: pytest.MonkeyPatch) -> Names:
     """In the place of the system's resolver."""
     made = Names()
-    monkeypatch.setattr(resolve, "_look_up", made.look_up)
+    monkeypatch.setattr(resolve, "look_up", made.look_up)
     return made
 
 

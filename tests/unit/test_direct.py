@@ -264,3 +264,19 @@ def test_keys_follow_interface_and_direction() -> None:
     assert owner.acknowledgements == [(3, {"unsupported_gso": {"1": 2}, "lost_on_link": {}})]
     assert owner.spent_bytes == 4 * (len(FRAMES[0]) + 8 + 42)
     assert link.state.sent_bytes == 4 * len(FRAMES[0])
+
+
+def test_a_full_socket_is_tried_again_in_the_turn_alone() -> None:
+    """When time asks for it no block is taken: the governor has not looked at it, and does so before the next pump."""
+    owner, loop = Owner(block(0, 1, (FRAMES[0], PACKET_HOST))), Loop()
+    with receiver() as sensor:
+        link = DirectLink([Endpoint("vxlan", *sensor.getsockname(), key=1)], owner, loop)  # type: ignore[arg-type]
+        link.tick(0.0)
+        link.is_blocked = True
+        link.tick(1.0)
+        assert [] == owner.acknowledgements
+        link.pump(1.0)
+        link.close()
+    loop.close()
+
+    assert owner.acknowledgements == [(1, {"unsupported_gso": {}, "lost_on_link": {}})]

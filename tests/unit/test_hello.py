@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ AGENT_HELLOS = st.builds(
     interfaces=st.lists(INTERFACES, min_size=1, max_size=4).map(tuple),
     cloud=PRINTABLE,
     tags=st.dictionaries(NAMES, PRINTABLE.filter(lambda text: len(text) <= 64), max_size=4),
+    copy=st.integers(0, 3),
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -70,8 +71,11 @@ def over_the_wire(value: Any) -> Any:
 
 @given(AGENT_HELLOS)
 def test_agent_hello_round_trip(hello: AgentHello) -> None:
-    """An agent's hello arrives as it was said."""
-    assert hello == decode_agent_hello(over_the_wire(encode_agent_hello(hello)), LAYOUTS)
+    """An agent's hello arrives as it was said; one that knows of no copies is of the only one."""
+    said = over_the_wire(encode_agent_hello(hello))
+    assert hello == decode_agent_hello(said, LAYOUTS)
+    del said["copy"]
+    assert replace(hello, copy=0) == decode_agent_hello(said, LAYOUTS)
 
 
 @given(

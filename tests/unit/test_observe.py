@@ -2,9 +2,11 @@
 
 import json
 import logging
+import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,17 +128,21 @@ def test_an_asker_that_does_not_read_costs_no_time(runtime: Path) -> None:
 
 
 def test_a_start_removes_what_killed_processes_left(runtime: Path) -> None:
-    """Sockets that nobody listens on are gone after the next start, those of living processes stay."""
+    """Sockets that nobody listens on are gone after the next start, those of living processes and other files stay."""
     runtime.mkdir(parents=True, exist_ok=True)
-    dead = socket.socket(socket.AF_UNIX)
-    dead.bind(str(runtime / "agent-1.sock"))
-    dead.close()
+    for name in ("agent-1.sock", "collector-1.worker", "agent-1.sock.new", "agent-2.sock.new"):
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(runtime / name))
+    long_ago = time.time() - status.NAMELESS_SECONDS - 1
+    os.utime(runtime / "agent-1.sock.new", (long_ago, long_ago))
+    (runtime / "notes").write_text("of somebody else")
     with socket.socket(socket.AF_UNIX) as alive:
         alive.bind(str(runtime / "collector-2.sock"))
         alive.listen()
         one = StatusSocket("agent", dict)
 
-        assert {one.path.name, "collector-2.sock"} == {path.name for path in runtime.iterdir()}
+        left = {"collector-2.sock", "agent-2.sock.new", "notes"}
+        assert {one.path.name, *left} == {path.name for path in runtime.iterdir()}, "agent-2 may be about to start"
         one.close()
 
 

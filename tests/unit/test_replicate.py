@@ -14,7 +14,7 @@ from guestagent.governor.bucket import TokenBucket
 from guestagent.links.replicate import ReplicateLink
 from guestagent.sharing import MOST_KEPT_FRACTION, Sharing
 from guestagent.steering import budgets_of
-from guestagent.tapstream.fanout import AWAY, ENDED, LAGGING
+from guestagent.tapstream.fanout import AWAY, ENDED
 from guestagent.tapstream.frames import ProtocolError
 from guestagent.tapstream.hello import CollectorHello
 from tests.fakes import EPOCH_NS, interface
@@ -120,36 +120,6 @@ def test_a_block_waits_for_the_slower_one(ring: WatchedRing) -> None:
     copy(slow)
     assert (3, 0, 0) == (sharing.desk.tap.refresh().delivered, ring.held_blocks(), sharing.desk.kept_frames)
     assert sharing.desk.is_settled
-
-
-def test_half_a_ring_is_kept_and_no_more(ring: WatchedRing) -> None:
-    """One that takes nothing is cut off when half the ring waits for it alone, and loses the older half of that."""
-    sharing, (quick, slow) = sharing_of(ring)
-    cuts = []
-    for _ in range(BLOCKS // 2 + 1):
-        ring.fill(3, 0)
-        copy(quick)
-        sharing.relieve(lambda at: cuts.append(at) or slow.lose_connection())
-    books = sharing.describe(1)
-
-    assert [1] == cuts
-    assert {AWAY: 0, LAGGING: 9, ENDED: 0} == books["lost_records"]
-    assert (0, 6, 2) == (books["delivered"], books["in_flight"], ring.held_blocks())
-    assert slow.share.hello().first_sequence == 4
-    assert quick.share.hello().acknowledged == {"c0": 5}
-
-
-def test_nobody_is_cut_off_where_nobody_keeps_up(ring: WatchedRing) -> None:
-    """With all collectors away the ring holds everything, as with one."""
-    sharing, collectors = sharing_of(ring)
-    for _ in range(BLOCKS):
-        ring.fill(3, 0)
-        for one in collectors:
-            one.send()
-    sharing.relieve(lambda at: pytest.fail(f"{at} was cut off"))
-
-    assert ring.held_blocks() == BLOCKS
-    assert not any(sum(sharing.describe(at)["lost_records"].values()) for at in range(2))
 
 
 def test_stale_records_that_different_collectors_missed(ring: WatchedRing) -> None:
@@ -264,20 +234,6 @@ def test_what_collectors_remark_stands_side_by_side(ring: WatchedRing) -> None:
 
     one.share.acknowledged(0, "c0", {})
     assert sharing.desk.collector_note == ""
-
-
-def test_reports_alone_are_bounded(ring: WatchedRing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without traffic a collector that is away is owed a bounded number of reports."""
-    monkeypatch.setattr("guestagent.sharing.MOST_KEPT_FRAMES", 10)
-    sharing, (one, other) = sharing_of(ring)
-    other.lose_connection()
-    for _ in range(100):
-        sharing.desk.window.add_report({})
-        copy(one)
-        sharing.relieve(lambda _: False)
-
-    assert sharing.desk.kept_frames <= 10
-    assert not any(sharing.describe(1)["lost_records"].values())
 
 
 def test_each_copy_has_its_own_part_of_the_cap(ring: WatchedRing) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from guestagent.tapstream import frames
 from guestagent.tapstream.fanout import AWAY, ENDED, LAGGING
 from guestagent.tapstream.frames import Kind
 from guestagent.tapstream.session import Backoff
+from tests.fakes import Rig
 from tests.replicas import BLOCKS, WatchedRing, desk_of
 from tests.streams import FakeCollector, SkewedLoop
 
@@ -125,3 +127,31 @@ def test_a_connection_stays_left_out_while_another_is_made_again_and_again() -> 
 
     assert all(stream in now for now in left_out)
     assert left_out[-1][-1].local_port == 50019
+
+
+def test_a_collector_of_two_names_is_refused_the_second_time(tmp_path: Path) -> None:
+    """It keeps the copy that it has, says once a back-off what is wrong, and no connection takes turns with another."""
+    rig = Rig(tmp_path)
+    sharing = Sharing(desk_of(WatchedRing(block_count=BLOCKS)), 2)
+    sharing.desk._attach = lambda *_: None  # type: ignore[method-assign]
+    links = [
+        StreamLink([Endpoint("tcp", host, rig.address[1])], share, rig.loop, None, Backoff(lambda: 0.0))
+        for host, share in zip(("127.0.0.1", "localhost"), sharing.shares, strict=True)
+    ]
+    link = ReplicateLink(links, sharing)
+
+    def turn() -> bool:
+        link.tick(rig.loop.now())
+        rig.turn(0.002)
+        link.pump(rig.loop.now())
+        return rig.server.refused >= 3
+
+    rig.until(turn, "three attempts")
+    state = link.state
+    link.close()
+    rig.close()
+
+    assert (0, True) == (state.reconnects, state.connected)
+    assert 1 == sum(one["serves"] for one in state.destinations)
+    assert 1 == sum(one["takeovers"] for one in state.destinations)
+    assert "it has this run already, as another of its copies: two destinations in `to` lead here" in state.text

@@ -38,7 +38,7 @@ def test_a_name_keeps_its_last_good_answer() -> None:
     """When the name server is gone, the addresses of before stay and the error is told."""
     resolver = Resolver("collector.test", 4795)
     address = (socket.AF_INET, ("192.0.2.1", 4795))
-    with mock.patch.object(resolve, "_look_up", side_effect=[[address], socket.gaierror(-3, "Try again")]):
+    with mock.patch.object(resolve, "look_up", side_effect=[[address], socket.gaierror(-3, "Try again")]):
         for error in ("", "Try again"):
             assert resolver.start()
             answer(resolver)
@@ -66,7 +66,7 @@ def test_a_name_that_answers_after_the_end_harms_nobody() -> None:
         release.wait(PATIENCE_SECONDS)
         return []
 
-    with mock.patch.object(resolve, "_look_up", slow):
+    with mock.patch.object(resolve, "look_up", slow):
         resolver = Resolver("collector.test", 4795)
         resolver.start()
         number = resolver.fileno()

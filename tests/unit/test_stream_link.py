@@ -195,7 +195,7 @@ def test_a_name_server_that_fails_is_told_of(bench: Bench, caplog: pytest.LogCap
     addresses = resolver.addresses
     with (
         mock.patch.object(resolve, "is_numeric", return_value=False),
-        mock.patch.object(resolve, "_look_up", side_effect=OSError(0, "it is broken")),
+        mock.patch.object(resolve, "look_up", side_effect=OSError(0, "it is broken")),
     ):
         bench.connect()
 
@@ -212,6 +212,18 @@ def test_silence_costs_no_turns(bench: Bench) -> None:
     for _ in range(3):
         assert bench.link.deadline() > bench.loop.now() + 0.5
         bench.turn()
+
+
+def test_a_ping_takes_no_block_along(bench: Bench) -> None:
+    """Time alone sends the ping; a block that came meanwhile waits for the turn, where the governor looks at it."""
+    bench.connect()
+    bench.owner.queue([bytes(60)])
+    bench.loop.skew += PING_SECONDS + 0.01
+    bench.link.tick(bench.loop.now())
+    while not bench._heard(Kind.PING):
+        pass
+    assert ([], 1) == (bench.collector.sequences(), bench.owner.window.unsent)
+    bench.until(lambda: bench._heard(Kind.BLOCK))
 
 
 def test_a_slow_collector_is_not_silent() -> None:

@@ -152,6 +152,23 @@ def test_files_that_others_can_touch_are_refused(
         credentials(tmp_path, "vm-1", server_side=False)
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("name", ["vm-1.key", "vm-1.crt", "ca.crt"])
+def test_files_of_another_user_are_refused(
+    tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Whoever owns a file can swap it, a key as well as a certificate; the user who called sudo may own them."""
+    for path in keys.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+        (tmp_path / path.name).chmod(0o600)
+    os.chown(tmp_path / name, 4711, 0)
+    monkeypatch.delenv("SUDO_UID", raising=False)
+    with pytest.raises(ConfigError, match=f"{name} belongs to user 4711, who can .*: chown root"):
+        credentials(tmp_path, "vm-1", server_side=False)
+    monkeypatch.setenv("SUDO_UID", "4711")
+    credentials(tmp_path, "vm-1", server_side=False)
+
+
 def test_files_that_are_no_use_are_one_sentence(tmp_path: Path, keys: Path) -> None:
     """Missing, garbled or mismatched files are named."""
     whole = {"ca": "ca.crt", "cert": "vm-1.crt", "key": "vm-1.key"}

@@ -8,19 +8,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from guestagent import pki
-from guestagent.collector.handover import owner_of
+from guestagent.collector.handover import open_mail, owner_of
 from guestagent.links.secure import Credentials
 from guestagent.model import Interface
 from guestagent.observe.status import ask
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Deframer, Kind
 from guestagent.tapstream.hello import encode_agent_hello
+from guestagent.worker import Post, _let_go
 from tests.fakes import agent_hello, packets_frame
 from tests.unit.test_leases import WHOLE
 from tests.unit.test_sinks import numbers, packet
@@ -365,3 +368,37 @@ def test_the_certificate_names_files_and_worker(start: Callable[..., Collector],
 
     assert [1, 2, 3, 4, 5, 6] == written(collector.captures, real)
     assert {real} == {path.name for path in collector.captures.iterdir() if path.is_dir()}
+
+
+@pytest.mark.parametrize("has_proc", [True, False])
+def test_a_worker_lets_go_of_what_is_open(monkeypatch: pytest.MonkeyPatch, has_proc: bool) -> None:
+    """The fork keeps what its post names and no other descriptor, and does not try each number that there may be."""
+    monkeypatch.setattr(os, "sysconf", {"SC_OPEN_MAX": 2**30}.__getitem__)
+    monkeypatch.setattr(os, "closerange", mock.Mock(side_effect=AssertionError))
+    if not has_proc:
+        monkeypatch.setattr(os, "listdir", mock.Mock(side_effect=FileNotFoundError))
+    ours, theirs = socket.socketpair()
+    with ours, theirs, closing(open_mail(2)) as mail, socket.socket() as door:
+        post = Post(None, None, None, 0, [(None, door)], mail, -1)  # type: ignore[arg-type]
+        kept = {0, 1, 2, *(one.fileno() for one in (theirs, mail.inboxes[0], *mail.outboxes, door))}
+        began = time.monotonic()
+        pid = os.fork()
+        if not pid:
+            try:
+                _let_go(post, theirs)  # type: ignore[arg-type]
+                theirs.sendall(json.dumps([one for one in range(2000) if is_open(one)]).encode())
+            finally:
+                os._exit(0)
+        theirs.close()
+        assert kept == set(json.loads(ours.recv(1 << 16)))
+        os.waitpid(pid, 0)
+        assert time.monotonic() - began < PATIENCE_SECONDS
+
+
+def is_open(descriptor: int) -> bool:
+    """Does this process have it?"""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
