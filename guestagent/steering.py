@@ -106,7 +106,7 @@ class Steering:
             captured=total.captured,
             traffic=interface_traffic(source.interface.name for source in self._tap.sources),
             acked_bytes=total.delivered_bytes,
-            ring_bytes=self._tap.ring_bytes,
+            ring_bytes=round(self._tap.ring_bytes * (1 - self._tap.kept_fraction())),
             ring_fill=self._tap.filled_fraction(),
             waiting_bytes=self._tap.waiting_bytes,
             ack_lag_seconds=self._ack_lag_seconds(now),
