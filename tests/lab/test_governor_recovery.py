@@ -17,7 +17,7 @@ BACK_SECONDS = 10.0
 FLOODS = int(os.environ.get("GUESTAGENT_FLOODS", "3"))
 """20 for the figure of the issue."""
 FLOOD_SECONDS = 2.0
-WARM_SECONDS, STEADY_SECONDS = 5.0, 8.0
+WARM_SECONDS, STEADY_SECONDS = 8.0, 8.0
 STEADY = 0.2
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from guestagent.capture.block import BlockWriter
 from tests.bench.group import own_group, reader
 from tests.bench.harm import figures, report
-from tests.bench.harm.book import MESSAGE_BYTES, Book, percentile
+from tests.bench.harm.book import MESSAGE_BYTES, Answers, Book, percentile
 from tests.bench.harm.figures import Table, figure, interval_ranks, promises
 from tests.bench.harm.loads import LOADS
 from tests.bench.harm.meters import Counted, Worked
@@ -71,7 +71,7 @@ def test_warming_up_tells_nothing() -> None:
     assert pytest.approx(0.3) == answers.seconds
 
 
-def test_what_is_judged_flat_out_has_more_pairs() -> None:
+def test_where_the_design_promises_most_there_are_more_pairs() -> None:
     """Every tap meets every load in each round, none always first; then the budget meets "off" alone, flat out."""
     taps = [OFF, BUDGET, "tcpdump to nc"]
     loads = [one for one in LOADS if one.name in ("ask 1k", "bulk out")]
@@ -82,6 +82,23 @@ def test_what_is_judged_flat_out_has_more_pairs() -> None:
     assert [(2, "bulk out", {OFF, BUDGET}), (3, "bulk out", {OFF, BUDGET})] == [
         (number, load.name, set(names)) for number, load, names in rows[4:]
     ]
+
+
+def test_a_moment_of_standstill_is_not_what_is_usual() -> None:
+    """Of ten groups one is slow throughout: it makes the 99th percentile of all, and not that of an ordinary group."""
+    answers = Answers([0.5 if 300 <= at < 400 else 0.001 * (1 + at % 100) for at in range(1000)], 1000, 1.0)
+    assert percentile(answers.ordered_seconds, 0.99) == 0.5
+    assert answers.usual(0.99) == pytest.approx(0.099)
+
+
+def test_moderate_loads_are_judged_together() -> None:
+    """Three loads of one pair each make a figure of three pairs."""
+    names = ("udp 20k", "bulk in 30 %", "bulk out 30 %")
+    cells = [cell(OFF, load=name) for name in names]
+    cells += [cell(BUDGET, load=name, p99_us=200.0 * by) for name, by in zip(names, (0.9, 1.0, 1.3), strict=True)]
+    found = {one.name: one for one in figures.promises(Table(cells))}
+    one = found["moderate loads together: p99, times that without a tap"]
+    assert (one.figure.low, one.figure.median, one.figure.high, one.verdict) == pytest.approx((0.9, 1.0, 1.3, "met"))
 
 
 def test_who_was_never_answered_counts_until_the_end() -> None:
@@ -147,6 +164,7 @@ def cell(tap: str, round_: int = 0, load: str = "bulk out", **given: float) -> C
         p50_us=100.0,
         p99_us=given.get("p99_us", 200.0),
         p999_us=300.0,
+        usual_p99_us=given.get("usual_p99_us", 150.0),
         worked=Worked(given.get("busy", 4.0), given.get("sensor", 0.0), given.get("own", 0.0)),
         counted=Counted(1000, 10**6, 500, 250_000, 300_000, None if tap == OFF else 3),
     )

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, inf
+from statistics import median
 
 MESSAGE_BYTES = 128
 """Of a request and of its answer, headers not counted."""
@@ -26,7 +27,8 @@ class Book:
         self._asked = self._answered = 0
         self._waiting: list[deque[float]] = [deque() for _ in range(connections)]
         self._partial_bytes = [0] * connections
-        self._seconds: list[float] = []
+        self._found: list[tuple[float, float]] = []
+        """(when it was due, how long it took) of each answer."""
 
     @property
     def next_due(self) -> float:
@@ -55,24 +57,38 @@ class Book:
         for _ in range(whole):
             due = self._waiting[connection].popleft()
             if due >= self._counted_from:
-                self._seconds.append(now - due)
+                self._found.append((due, now - due))
 
     def close(self, now: float) -> "Answers":
         """The end; whoever still waits has waited until now at least."""
         unasked = [self._start + at / self._per_second for at in range(self._asked, self._count)]
-        late = [now - due for waiting in (*self._waiting, unasked) for due in waiting if due >= self._counted_from]
-        return Answers(sorted([*self._seconds, *late]), len(self._seconds), now - self._counted_from)
+        waiting = [due for one in (*self._waiting, unasked) for due in one if due >= self._counted_from]
+        found = sorted([*self._found, *((due, now - due) for due in waiting)])
+        return Answers([seconds for _, seconds in found], len(self._found), now - self._counted_from)
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
     """What became of the requests."""
 
-    ordered_seconds: list[float]
-    """The latency of each request from its due time, the unanswered ones as what they had waited at the end."""
+    latencies_seconds: list[float]
+    """Of each request from its due time, in the order of these; unanswered ones are what they had waited at the end."""
     answered: int
     seconds: float
     """From the first counted due time to the last answer, or to the end of patience."""
+
+    @property
+    def ordered_seconds(self) -> list[float]:
+        """The least latency first."""
+        return sorted(self.latencies_seconds)
+
+    def usual(self, fraction: float, group: int = 100) -> float:
+        """The median of the percentiles of so many requests in a row each.
+
+        A second in which the machine stood still makes the percentile of a whole run, and only one of many groups.
+        """
+        rows = [self.latencies_seconds[at : at + group] for at in range(0, len(self.latencies_seconds), group)]
+        return median(percentile(sorted(row), fraction) for row in rows) if rows else float("nan")
 
 
 def percentile(ordered: Sequence[float], fraction: float) -> float:
