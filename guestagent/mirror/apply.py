@@ -9,14 +9,15 @@ from guestagent.errors import GuestagentError, RunError
 from guestagent.mirror.plan import DELETE, KEEP, Ref, Resource, Step, resolve
 
 MOST_ATTEMPTS = 3
-"""A resource that was made and is not there is made again so often, by another token."""
+"""A resource that was made and is not there is made again so often, each time by a token that was never used."""
 
 
 class Writer(Protocol):
     """What a provider must be able to do. Each raises RunError with a sentence; all may be repeated safely."""
 
-    def create(self, step: Step, properties: Mapping[str, Any], attempt: int) -> str:
-        """Make it with our marker in the same call; its identifier."""
+    def create(self, step: Step, properties: Mapping[str, Any], *, is_repeatable: bool) -> str:
+        """Make it with our marker in the same call; its identifier. Repeatable: a call of an earlier run that died makes
+        the same one, not a second."""
 
     def update(self, step: Step, properties: Mapping[str, Any]) -> None:
         """Set these properties."""
@@ -52,7 +53,7 @@ def apply(
         made: dict[str, Step] = {}
         for step in group:
             progress(len(work.outcome.done) + len(work.outcome.failed), len(todo), f"{step.op} {step.kind} {step.key}")
-            made |= work.do(step, 0)
+            made |= work.do(step)
         work.confirm(kind, made)
     progress(len(todo), len(todo), "done")
     return work.outcome
@@ -63,16 +64,17 @@ class _Work:
 
     def __init__(self, writer: Writer, ids: dict[Ref, str]) -> None:
         self._writer, self._ids = writer, ids
+        self._is_repeatable = True
         self.outcome = Outcome()
 
-    def do(self, step: Step, attempt: int) -> dict[str, Step]:
+    def do(self, step: Step) -> dict[str, Step]:
         """Once more or for the first time; what was made, by identifier."""
         try:
-            made = self._do(step, attempt)
+            made = self._do(step)
         except GuestagentError as error:
             self._fail(step, str(error))
             return {}
-        if attempt == 0:
+        if step not in self.outcome.done:
             self.outcome.done.append(step)
         return {made: step} if made else {}
 
@@ -81,7 +83,7 @@ class _Work:
             self.outcome.done.remove(step)
         self.outcome.failed.append((step, text))
 
-    def _do(self, step: Step, attempt: int) -> str:
+    def _do(self, step: Step) -> str:
         properties = {name: resolve(value, self._ids) for name, value in step.changes.items()}
         for value in properties.values():
             if isinstance(value, Ref):
@@ -89,7 +91,8 @@ class _Work:
         reference = Ref(step.kind, step.key)
         match step.op:
             case "create":
-                self._ids[reference] = made = self._writer.create(step, properties, attempt)
+                made = self._writer.create(step, properties, is_repeatable=self._is_repeatable)
+                self._ids[reference] = made
                 return made
             case "update":
                 self._writer.update(step, properties)
@@ -104,13 +107,17 @@ class _Work:
         return ""
 
     def confirm(self, kind: str, made: dict[str, Step]) -> None:
-        """Make again what a token of an earlier, since deleted resource brought back as a mere identifier."""
+        """Make again what a token of an earlier, since deleted resource brought back as a mere identifier.
+
+        What an earlier run left would have shown while we waited, so from here on nothing has to be repeatable.
+        """
         for attempt in range(1, MOST_ATTEMPTS + 1):
             gone = self._writer.missing(kind, sorted(made)) if made else set()
             again = [made.pop(identifier) for identifier in sorted(gone)]
             for step in again:
                 if attempt < MOST_ATTEMPTS:
-                    made |= self.do(step, attempt)
+                    self._is_repeatable = False
+                    made |= self.do(step)
                 else:
                     del self._ids[Ref(step.kind, step.key)]
                     self._fail(step, "it was made and is not there: run again in a minute")

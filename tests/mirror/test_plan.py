@@ -39,8 +39,11 @@ class Memory:
         self.next = 1000
         self.calls = 0
         self.crash_after = -1
-        self.loses: set[int] = set()
-        """Attempts at which what was made is not there."""
+        self.repeatable: list[bool] = []
+        self.has_dead_tokens = False
+        """Repeatable calls bring back what was deleted."""
+        self.loses = 0
+        """Calls whose work is not there."""
 
     def _call(self) -> None:
         self.calls += 1
@@ -53,12 +56,17 @@ class Memory:
         if "filter" in properties:
             assert properties["filter"] in self.found, "refers to what is not there"
 
-    def create(self, step: Step, properties: Mapping[str, Any], attempt: int) -> str:
+    def create(self, step: Step, properties: Mapping[str, Any], *, is_repeatable: bool) -> str:
         self._call()
         self._check(properties)
         self.next += 1
         identifier = f"id-{self.next}"
-        if attempt not in self.loses:
+        self.repeatable.append(is_repeatable)
+        if is_repeatable and self.has_dead_tokens:
+            return identifier
+        if self.loses:
+            self.loses -= 1
+        else:
             self.found[identifier] = Resource(step.kind, step.key, dict(properties), identifier)
         self._end()
         return identifier
@@ -204,15 +212,16 @@ def test_a_stranger_is_in_the_way_until_adopted() -> None:
 
 
 def test_what_a_token_brought_back_is_made_again() -> None:
-    """An identifier of something that is not there leads to another attempt, and three of them to a failure."""
+    """An identifier of what was deleted leads to a new token, for all that follows; three losses lead to a failure."""
     wanted = [Resource("filter", "a"), Resource("session", "b", {"filter": Ref("filter", "a")})]
     memory = Memory([])
-    memory.loses = {0}
+    memory.has_dead_tokens = True
     assert not do(wanted, memory).failed
+    assert memory.repeatable == [True, False, False]
     assert not has_changes(diff(wanted, memory.found.values(), KINDS))
 
     memory = Memory([])
-    memory.loses = {0, 1, 2}
+    memory.loses = 3
     outcome = do(wanted, memory)
     assert [step.kind for step, _ in outcome.failed] == ["filter", "session"]
     assert not outcome.done

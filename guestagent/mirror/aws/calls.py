@@ -34,22 +34,23 @@ def placeholder(kind: str) -> str:
     return f"{PREFIX[kind]}-{'0' * 17}"
 
 
-def token(name: str, step: Step, properties: Properties, attempt: int) -> str:
+def token(name: str, step: Step, properties: Properties, salt: str) -> str:
     """Equal for equal wishes, so that a call whose answer was lost makes nothing twice; 64 characters."""
-    wish = [name, step.kind, step.key, sorted(properties.items()), attempt]
+    wish = [name, step.kind, step.key, sorted(properties.items()), salt]
     return sha256(json.dumps(wish).encode()).hexdigest()
 
 
-def calls(name: str, step: Step, properties: Properties, attempt: int = 0) -> list[Call]:
-    """What does the step for the mirror `name`. Of a new filter's second call the identifier is a placeholder."""
-    return _OPS[step.op](name, step, properties, attempt)
+def calls(name: str, step: Step, properties: Properties, salt: str = "") -> list[Call]:
+    """What does the step for the mirror `name`; another salt gives another token. Of a new filter's second call the
+    identifier is a placeholder."""
+    return _OPS[step.op](name, step, properties, salt)
 
 
-def _create(name: str, step: Step, properties: Properties, attempt: int) -> list[Call]:
+def _create(name: str, step: Step, properties: Properties, salt: str) -> list[Call]:
     common = {
         "Description": f"guestagent mirror {name}",
         "TagSpecifications": [{"ResourceType": _RESOURCE_TYPES[step.kind], "Tags": tags(name)}],
-        "ClientToken": token(name, step, properties, attempt),
+        "ClientToken": token(name, step, properties, salt),
     }
     made = [(f"create_{SNAKE[step.kind]}", {**common, **_CREATE[step.kind](step, properties)})]
     if properties.get("dns"):
@@ -57,7 +58,7 @@ def _create(name: str, step: Step, properties: Properties, attempt: int) -> list
     return made
 
 
-def _update(name: str, step: Step, properties: Properties, attempt: int) -> list[Call]:
+def _update(name: str, step: Step, properties: Properties, salt: str) -> list[Call]:
     if step.kind == FILTER:
         return [_network_services(step.id, is_on=properties["dns"])]
     parameters = _rule(properties) if step.kind == RULE else _session(properties)
@@ -67,15 +68,15 @@ def _update(name: str, step: Step, properties: Properties, attempt: int) -> list
     return [(f"modify_{SNAKE[step.kind]}", {f"{NAMES[step.kind]}Id": step.id, **parameters})]
 
 
-def _adopt(name: str, step: Step, properties: Properties, attempt: int) -> list[Call]:
+def _adopt(name: str, step: Step, properties: Properties, salt: str) -> list[Call]:
     return [("create_tags", {"Resources": [step.id], "Tags": tags(name)})]
 
 
-def _delete(name: str, step: Step, properties: Properties, attempt: int) -> list[Call]:
+def _delete(name: str, step: Step, properties: Properties, salt: str) -> list[Call]:
     return [(f"delete_{SNAKE[step.kind]}", {f"{NAMES[step.kind]}Id": step.id})]
 
 
-_OPS: dict[str, Callable[[str, Step, Properties, int], list[Call]]] = {
+_OPS: dict[str, Callable[[str, Step, Properties, str], list[Call]]] = {
     CREATE: _create,
     UPDATE: _update,
     ADOPT: _adopt,

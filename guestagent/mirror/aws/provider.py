@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 from guestagent.errors import ConfigError, HostError, RunError
 from guestagent.mirror.aws import calls as aws_calls
@@ -105,9 +106,9 @@ class Aws:
 
     # -- doing ----------------------------------------------------------------------------------------------------
 
-    def create(self, step: Step, properties: Mapping[str, Any], attempt: int) -> str:
+    def create(self, step: Step, properties: Mapping[str, Any], *, is_repeatable: bool) -> str:
         """Make it; what it refers to may have been made a moment ago, and EC2 may not know it everywhere yet."""
-        first, *rest = aws_calls.calls(self._spec.name, step, properties, attempt)
+        first, *rest = aws_calls.calls(self._spec.name, step, properties, "" if is_repeatable else uuid4().hex)
         answer = self._patiently(first)
         identifier = str(answer[NAMES[step.kind]][f"{NAMES[step.kind]}Id"])
         for method, parameters in rest:

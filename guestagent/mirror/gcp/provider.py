@@ -168,7 +168,7 @@ class Gcp:
 
     # -- doing ----------------------------------------------------------------------------------------------------
 
-    def create(self, step: Step, properties: Mapping[str, Any], attempt: int) -> str:
+    def create(self, step: Step, properties: Mapping[str, Any], *, is_repeatable: bool) -> str:
         """Make it, unless an earlier run that died has made the same, and it is just coming up."""
         try:
             self._change("insert", step.key, properties)

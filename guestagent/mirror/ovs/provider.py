@@ -68,7 +68,7 @@ class Ovs:
 
     # -- doing ----------------------------------------------------------------------------------------------------
 
-    def create(self, step: Step, properties: Mapping[str, Any], attempt: int) -> str:
+    def create(self, step: Step, properties: Mapping[str, Any], *, is_repeatable: bool) -> str:
         """Make the mirror; what the switch refuses is taken back."""
         if not _has_tunnel(properties):
             return self._commit(step, properties)
