@@ -16,8 +16,10 @@ class Writer(Protocol):
     """What a provider must be able to do. Each raises RunError with a sentence; all may be repeated safely."""
 
     def create(self, step: Step, properties: Mapping[str, Any], *, is_repeatable: bool) -> str:
-        """Make it with our marker in the same call; its identifier. Repeatable: a call of an earlier run that died makes
-        the same one, not a second."""
+        """Make it with our marker in the same call; its identifier.
+
+        Repeatable: where an earlier run made the same call and died, it is that one's object, not a second.
+        """
 
     def update(self, step: Step, properties: Mapping[str, Any]) -> None:
         """Set these properties."""

@@ -8,6 +8,7 @@ Protocols: EC2 IMDSv2 (token first), GCP (Metadata-Flavor both ways), Azure IMDS
 """
 
 import json
+import re
 import signal
 import socket
 import sys
@@ -26,6 +27,8 @@ MOST_TEXT_CHARACTERS = 256
 TOKEN_SECONDS = 60
 MOST_SECONDS = 20
 """Of the child, also where the agent that started it was killed."""
+_REGION = re.compile(r"[a-z]+(?:-[a-z]+)+-?\d+")
+"""What the name of a zone begins with: us-gov-west-1a, us-east-1-bos-1a, europe-west3-b."""
 AZURE_VERSIONS = ("2021-08-01", "2019-06-01")
 
 
@@ -44,6 +47,12 @@ class Cloud:
     def label(self) -> str:
         """`aws i-0abc us-east-1a m5.large`."""
         return " ".join(filter(None, (self.provider, self.instance_id, self.zone, self.kind)))
+
+    @property
+    def region(self) -> str:
+        """The part of the cloud that the zone is in; empty where that is not known."""
+        found = _REGION.match(self.zone)
+        return found[0] if found else ""
 
 
 class _NotThisCloud(Exception):
@@ -72,6 +81,12 @@ def own_cloud() -> Cloud | None:
             except (_NotThisCloud, requests.RequestException, ValueError, KeyError, TypeError, AttributeError):
                 continue
     return None
+
+
+def own_region(provider: str) -> str:
+    """Of this VM; empty where it is no VM of this provider."""
+    cloud = own_cloud()
+    return cloud.region if cloud and cloud.provider == provider else ""
 
 
 def _answers() -> bool:

@@ -2,7 +2,9 @@
 
 import functools
 import json
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ def ec2(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
         for name, value in settings.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(aws, "PATIENCE_SECONDS", 1.0)
+        monkeypatch.setattr("guestagent.mirror.metadata.own_cloud", lambda: None)  # whatever machine this is
         # Each session reads EC2's model of 6 MB again, and each command has one of its own.
         monkeypatch.setattr("botocore.session.create_loader", one_loader)
         yield fake
@@ -86,10 +89,36 @@ def project(
     for name in ("GOOGLE_CLOUD_PROJECT", "GCLOUD_PROJECT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(gcp, "PATIENCE_SECONDS", 1.5)
+    monkeypatch.setattr("guestagent.mirror.metadata.own_cloud", lambda: None)  # whatever machine this is
     for name, seconds in (("FIRST_WAIT", 0.02), ("MOST_WAIT", 0.2), ("MOST_PAUSE", 0.02)):
         monkeypatch.setattr(gcp, f"{name}_SECONDS", seconds)
     yield project_server
     project_server.reset()
+
+
+@pytest.fixture
+def login_page() -> Iterator[str]:
+    """A proxy that answers everything with HTML, as guest networks do; its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            page = b"<html><body>Please log in<br></body></html>"
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *args: Any) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def runner(provider: str, capsys: pytest.CaptureFixture[str]) -> Any:

@@ -24,6 +24,13 @@ PREFIX = {"filter": "tmf-", "filter_rule": "tmfr-", "target": "tmt-", "session":
 NAMES = {"filter": "Filter", "filter_rule": "FilterRule", "target": "Target", "session": "Session"}
 
 
+UNAUTHORIZED = (
+    "You are not authorized to perform this operation. User: arn:aws:iam::123456789012:user/mirror is not authorized "
+    "to perform: ec2:{0} on resource: arn:aws:ec2:eu-central-1:123456789012:* because no identity-based policy allows "
+    "the ec2:{0} action. Encoded authorization failure message: x"
+)
+
+
 class Refusal(Exception):
     """An error of the API."""
 
@@ -210,8 +217,9 @@ class Fake:
             self.faults.remove(fault)
             if not isinstance(fault[1], Lost):
                 raise fault[1]
-        if action in self.denied:
-            raise Refusal("UnauthorizedOperation", "You are not authorized to perform this operation.", 403)
+        for one in (action, *(("CreateTags",) if "TagSpecifications" in body else ())):
+            if one in self.denied:
+                raise Refusal("UnauthorizedOperation", UNAUTHORIZED.format(one), 403)
         handler: Callable[[Body], Body] | None = getattr(self, f"do_{action}", None)
         if handler is None:
             raise Refusal("Unsupported", f"the fake has no {action}")

@@ -248,10 +248,11 @@ def test_dry_run_proves_permissions_and_writes_nothing(web: Fake, mirror_json: R
     assert all(body["DryRun"] for action, body in web.calls if not action.startswith("Describe"))
     assert not any(web.objects.values())
 
-    web.denied = {"CreateTrafficMirrorFilter"}
-    code, _, said = mirror("plan", *WORDS, "--dry-run")
-    assert code == 1
-    assert "lacks ec2:CreateTrafficMirrorFilter" in said
+    for action in ("CreateTrafficMirrorFilter", "CreateTags"):
+        web.denied = {action}
+        code, _, said = mirror("plan", *WORDS, "--dry-run")
+        assert code == 1
+        assert f"lacks ec2:{action} on " in said
 
 
 def test_one_refused_source_does_not_stop_the_others(web: Fake, mirror: Run) -> None:
@@ -269,7 +270,10 @@ def test_one_refused_source_does_not_stop_the_others(web: Fake, mirror: Run) -> 
     "fault, words",
     [
         (Refusal("TrafficMirrorFilterLimitExceeded"), "10,000"),
-        (Refusal("UnauthorizedOperation", status=403), "lacks ec2:CreateTrafficMirrorFilter;"),
+        (
+            Refusal("UnauthorizedOperation", status=403),
+            "lacks ec2:CreateTrafficMirrorFilter, or ec2:CreateTags for its tags;",
+        ),
         (Refusal("SomethingNew", "as never seen"), "SomethingNew: as never seen"),
     ],
 )
@@ -303,6 +307,33 @@ def test_every_documented_error_has_its_sentence(code: str) -> None:
 
     assert "AWS says" not in text
     assert text.endswith(f"({code})")
+
+
+@pytest.mark.parametrize(
+    "reason, words",
+    [
+        (
+            "because no identity-based policy allows the ec2:CreateTags action. Encoded authorization failure: x",
+            "the role may not: it lacks ec2:CreateTags on arn:aws:ec2:a:1:traffic-mirror-filter/*; `guestagent mirror",
+        ),
+        (
+            "with an explicit deny in a service control policy. Encoded authorization failure message: x",
+            "an explicit deny in the service control policy forbids ec2:CreateTags on arn:aws:",
+        ),
+        (
+            "because no permissions boundary allows the ec2:CreateTags action",
+            "the permissions boundary does not allow ec2:CreateTags on arn:aws:",
+        ),
+    ],
+)
+def test_a_refusal_names_what_was_refused(reason: str, words: str) -> None:
+    """EC2 tells which permission of a call lacks, on what, and who denies it: that is said, not the call's own name."""
+    message = (
+        "You are not authorized to perform this operation. User: arn:aws:sts::1:assumed-role/r/s is not authorized to "
+        f"perform: ec2:CreateTags on resource: arn:aws:ec2:a:1:traffic-mirror-filter/* {reason}"
+    )
+
+    assert words in sentence("ec2", "CreateTrafficMirrorFilter", "UnauthorizedOperation", message)
 
 
 def test_delete_asks_for_yes_off_a_terminal(web: Fake, mirror: Run) -> None:
@@ -369,10 +400,8 @@ def test_a_spec_may_be_a_file(web: Fake, mirror_json: Run, mirror: Run, tmp_path
         ("plan", *WEB, "--user-data", "ud.yaml"),
     ],
 )
-def test_wrong_usage_is_exit_2(web: Fake, mirror: Run, words: tuple[str, ...], monkeypatch: Any) -> None:
+def test_wrong_usage_is_exit_2(web: Fake, mirror: Run, words: tuple[str, ...]) -> None:
     """Nothing selected, no target, too many rules, no such target, `self` outside of EC2: one sentence, no write."""
-    monkeypatch.setattr("guestagent.mirror.metadata.own_cloud", lambda: None)
-
     code, _, said = mirror(*words)
 
     assert code == 2, said
@@ -380,15 +409,46 @@ def test_wrong_usage_is_exit_2(web: Fake, mirror: Run, words: tuple[str, ...], m
     assert not web.writes()
 
 
-def test_without_credentials_it_is_a_sentence(web: Fake, mirror: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No keys and no role: exit 3, what to do."""
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+@pytest.mark.parametrize(
+    "changes, code, sentence",
+    [
+        ({"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}, 3, "no AWS credentials: run `aws configure`"),
+        ({"AWS_SECRET_ACCESS_KEY": None}, 2, "missing: AWS_SECRET_ACCESS_KEY\n"),
+        ({"AWS_DEFAULT_REGION": None}, 2, "no region: give --region"),
+        ({"AWS_DEFAULT_REGION": "the moon"}, 2, "'the moon' doesn't match"),
+        ({"AWS_PROFILE": "nobody"}, 2, "profile (nobody) could not be found\n"),
+        ({"AWS_ENDPOINT_URL": "nowhere"}, 2, "Invalid endpoint: nowhere"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, 1, "AWS was not reached: Could not connect"),
+        ({"AWS_ENDPOINT_URL": "LOGIN PAGE"}, 1, "not AWS: is a proxy in between?"),
+        ({"AWS_ACCESS_KEY_ID": None, "AWS_CONFIG_FILE": "SSO"}, 3, "credentials do not work: Error loading SSO Token"),
+    ],
+)
+def test_a_wrong_environment_is_a_sentence(
+    web: Fake,
+    mirror: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    login_page: str,
+    changes: dict[str, str | None],
+    code: int,
+    sentence: str,
+) -> None:
+    """Credentials, region, profile, endpoint, network: one line on what is wrong, the code for whose fault it is."""
+    sso = tmp_path / "config"
+    sso.write_text("[default]\nsso_start_url=https://a.example\nsso_region=a-b-1\nsso_account_id=1\nsso_role_name=r\n")
+    for name, value in changes.items():
+        if value is None:
+            monkeypatch.delenv(name)
+        else:
+            monkeypatch.setenv(name, {"LOGIN PAGE": login_page, "SSO": str(sso)}.get(value, value))
+    monkeypatch.setattr("guestagent.mirror.aws.provider.ATTEMPTS", 1)
 
-    code, _, said = mirror("list")
+    found, _, said = mirror("list")
 
-    assert code == 3
-    assert "aws configure" in said
+    assert found == code, said
+    assert sentence in said
+    assert said.startswith("guestagent: ")
+    assert said.count("\n") == 1
 
 
 def test_without_the_extra_it_is_a_sentence(web: Fake, mirror: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -338,7 +338,6 @@ def test_wrong_usage_is_exit_2(
     web: Fake, mirror_gcp: Run, words: tuple[str, ...], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What cannot be meant, cannot be said to Google or is not there: one sentence, no write."""
-    monkeypatch.setattr("guestagent.mirror.metadata.own_cloud", lambda: None)
     web.add_rule("web-lb", is_collector=False)
     web.add_rule("outside", scheme="EXTERNAL")
     web.add_vm("only-1", labels={"only": "b"}, network="lab")
@@ -368,9 +367,11 @@ def test_a_zone_that_does_not_answer_removes_nothing(web: Fake, mirror_gcp: Run)
 @pytest.mark.parametrize(
     "name, value, code, sentence",
     [
-        ("GOOGLE_APPLICATION_CREDENTIALS", "/nonexistent.json", 3, "gcloud auth application-default login"),
+        ("GOOGLE_APPLICATION_CREDENTIALS", "/nonexistent.json", 3, "CREDENTIALS=/nonexistent.json: File "),
         ("GOOGLE_APPLICATION_CREDENTIALS", None, 3, "gcloud auth application-default login"),
         ("CLOUDSDK_COMPUTE_REGION", None, 2, "--region"),
+        ("CLOUDSDK_COMPUTE_REGION", "europe/west3", 2, "region: 'europe/west3'"),
+        ("GOOGLE_CLOUD_PROJECT", "acme/prod", 2, "project: 'acme/prod'"),
         ("CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE", "http://127.0.0.1:9", 1, "Google was not reached"),
     ],
 )
@@ -395,6 +396,37 @@ def test_a_wrong_environment_is_a_sentence(
     assert sentence in said
 
 
+def test_a_login_page_is_a_sentence(
+    web: Fake, mirror_gcp: Run, monkeypatch: pytest.MonkeyPatch, login_page: str
+) -> None:
+    """Something in between answers in Google's place: exit 1, and what that may be."""
+    monkeypatch.setenv("CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE", login_page)
+
+    code, _, said = mirror_gcp("list")
+
+    assert (code, "not Google: is a proxy in between?" in said) == (1, True)
+
+
+def test_no_way_to_the_token_is_no_fault_of_the_credentials(
+    web: Fake, mirror_gcp: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A user's credentials need a token of Google's server, which is not reached: exit 1, not 3."""
+    user = {"type": "authorized_user", "client_id": "i", "client_secret": "s", "refresh_token": "t"}
+    file = tmp_path / "user.json"
+    file.write_text(json.dumps(user))
+    for name, value in (
+        ("GOOGLE_APPLICATION_CREDENTIALS", str(file)),
+        ("GOOGLE_CLOUD_PROJECT", "acme"),
+        ("HTTPS_PROXY", "http://127.0.0.1:9"),
+    ):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("guestagent.mirror.gcp.provider.PATIENCE_SECONDS", 0.1)
+
+    code, _, said = mirror_gcp("list")
+
+    assert (code, "Google was not reached: TransportError" in said) == (1, True)
+
+
 def test_without_the_extra_it_is_a_sentence(web: Fake, mirror_gcp: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """No client library: exit 3, and the command that installs it."""
     monkeypatch.setitem(sys.modules, "google.auth", None)
@@ -406,10 +438,12 @@ def test_without_the_extra_it_is_a_sentence(web: Fake, mirror_gcp: Run, monkeypa
 
 
 def test_self_is_this_vm(web: Fake, mirror_gcp_json: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The metadata service names the VM by its number, and the inventory has it."""
+    """The metadata service names the VM by its number, and the inventory has it; its region is the default."""
     from guestagent.mirror.metadata import Cloud
 
-    monkeypatch.setattr("guestagent.mirror.metadata.own_cloud", lambda: Cloud("gcp", web.instances[1]["id"]))
+    own = Cloud("gcp", web.instances[1]["id"], "europe-west3-b")
+    monkeypatch.setattr("guestagent.mirror.metadata.own_cloud", lambda: own)
+    monkeypatch.delenv("CLOUDSDK_COMPUTE_REGION")
 
     code, plan, _ = mirror_gcp_json("plan", "--source", "self")
 

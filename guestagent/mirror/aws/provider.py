@@ -11,7 +11,7 @@ from guestagent.mirror.aws import calls as aws_calls
 from guestagent.mirror.aws import model as aws_model
 from guestagent.mirror.aws import read as aws_read
 from guestagent.mirror.aws.calls import NAMES, SNAKE, placeholder
-from guestagent.mirror.aws.errors import is_gone, sentence
+from guestagent.mirror.aws.errors import REFUSED, is_gone, sentence
 from guestagent.mirror.aws.health import healths
 from guestagent.mirror.aws.policy import document
 from guestagent.mirror.aws.read import ApiError
@@ -25,15 +25,21 @@ CONNECT_SECONDS, READ_SECONDS = 5, 30
 PATIENCE_SECONDS = 20.0
 """EC2 shows a new object within seconds; one that is not there after this was deleted long ago."""
 FIRST_WAIT_SECONDS, MOST_WAIT_SECONDS = 0.2, 3.0
+MOST_SAID_CHARACTERS = 300
+"""Of a text that is not ours."""
 WOULD_SUCCEED = "DryRunOperation"
-REFUSED = ("UnauthorizedOperation", "AccessDenied")
 
 
 def connect(spec: Spec) -> "Aws":
-    """With the credentials and the region of boto3's usual configuration. Raises ModuleNotFoundError, ConfigError."""
+    """With the credentials and the region of boto3's usual configuration, else the region of the VM that this is.
+
+    Raises ModuleNotFoundError, ConfigError.
+    """
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
+
+    from guestagent.mirror.metadata import own_region
 
     config = Config(
         retries={"mode": "standard", "max_attempts": ATTEMPTS},
@@ -42,10 +48,18 @@ def connect(spec: Spec) -> "Aws":
     )
     try:
         session = boto3.Session(region_name=spec.region or None)
-        clients = {name: session.client(name, config=config) for name in ("ec2", "elbv2")}
-    except BotoCoreError as error:
-        raise ConfigError(f"AWS is not configured: {error} Give --region, or run `aws configure`.") from error
+        region = session.region_name or own_region("aws")
+        if not region:
+            raise ConfigError("no region: give --region, set AWS_DEFAULT_REGION, or run `aws configure`")
+        clients = {name: session.client(name, region_name=region, config=config) for name in ("ec2", "elbv2")}
+    except (BotoCoreError, ValueError) as error:  # the second: an AWS_ENDPOINT_URL that is none
+        raise ConfigError(f"boto3 cannot work as it is configured: {_said(error)}") from error
     return Aws(spec, clients)
+
+
+def _said(error: Exception) -> str:
+    """On one line, without the dot at its end."""
+    return " ".join(str(error).split())[:MOST_SAID_CHARACTERS].rstrip(".")
 
 
 def policy(spec: Spec) -> str:
@@ -69,21 +83,26 @@ class Aws:
 
     def _call(self, service: str, method: str, /, **parameters: Any) -> dict[str, Any]:
         """One call. Raises ApiError and RunError with a sentence."""
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+        from botocore import exceptions
+        from botocore.parsers import ResponseParserError
 
         client = self._clients[service]
         try:
             answer: dict[str, Any] = getattr(client, method)(**parameters)
-        except ClientError as error:
+        except exceptions.ClientError as error:
             code, message = error.response["Error"].get("Code", ""), error.response["Error"].get("Message", "")
             prefix = {"elbv2": "elasticloadbalancing"}.get(service, service)
             raise ApiError(sentence(prefix, error.operation_name, code, message), code) from error
-        except NoCredentialsError as error:
+        except exceptions.NoCredentialsError as error:
             raise HostError(
                 "no AWS credentials: run `aws configure`, set AWS_PROFILE, or give the VM a role"
             ) from error
-        except BotoCoreError as error:
-            raise RunError(f"AWS was not reached: {error}") from error
+        except (exceptions.ConnectionError, exceptions.HTTPClientError) as error:
+            raise RunError(f"AWS was not reached: {_said(error)}") from error
+        except ResponseParserError as error:
+            raise RunError(f"what answered is not AWS: is a proxy in between? {_said(error)}") from error
+        except exceptions.BotoCoreError as error:
+            raise HostError(f"the AWS credentials do not work: {_said(error)}") from error
         return answer
 
     # -- reading --------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ whatever the other client was given.
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
@@ -32,27 +33,37 @@ FIRST_WAIT_SECONDS, MOST_WAIT_SECONDS = 0.2, 8.0
 DONE = "DONE"
 ENDPOINT_VARIABLE, REGION_VARIABLE = "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE", "CLOUDSDK_COMPUTE_REGION"
 """As gcloud has them: an endpoint of Private Service Connect, and the region where --region is not given."""
+CREDENTIALS_VARIABLE = "GOOGLE_APPLICATION_CREDENTIALS"
+_PLACE = re.compile(r"[a-z0-9:.-]+")
+"""A project or a region; a project may have a domain."""
 
 
 def connect(spec: Spec) -> "Gcp":
     """With Application Default Credentials. Raises ModuleNotFoundError, ConfigError, HostError."""
     import google.auth
     from google.api_core.client_options import ClientOptions
-    from google.auth.exceptions import DefaultCredentialsError
+    from google.auth.exceptions import GoogleAuthError
     from google.cloud import compute_v1
+
+    from guestagent.mirror.metadata import own_region
 
     try:
         credentials, project = google.auth.default(scopes=[SCOPE])
-    except DefaultCredentialsError as error:
+    except GoogleAuthError as error:
+        if path := os.environ.get(CREDENTIALS_VARIABLE):
+            raise HostError(f"{CREDENTIALS_VARIABLE}={path}: {_said(error)}") from error
         raise HostError(
             "no Google credentials: run `gcloud auth application-default login`, set GOOGLE_APPLICATION_CREDENTIALS, "
             "or give the VM a service account"
         ) from error
     if not project:
         raise ConfigError("no project: set GOOGLE_CLOUD_PROJECT, or run `gcloud config set project`")
-    region = spec.region or _region_of(spec.target) or os.environ.get(REGION_VARIABLE, "")
+    region = spec.region or _region_of(spec.target) or os.environ.get(REGION_VARIABLE) or own_region("gcp")
     if not region:
         raise ConfigError(f"no region: give --region, or set {REGION_VARIABLE}")
+    for what, name in (("project", project), ("region", region)):
+        if not _PLACE.fullmatch(name):
+            raise ConfigError(f"{what}: {name!r} is no name of one")
     endpoint = os.environ.get(ENDPOINT_VARIABLE, "").partition("/compute/")[0].rstrip("/")
     common = {
         "transport": "rest",
@@ -67,6 +78,11 @@ def connect(spec: Spec) -> "Gcp":
         "projects": compute_v1.ProjectsClient(**common),
     }
     return Gcp(spec, clients, Place(project, region))
+
+
+def _said(error: Exception) -> str:
+    """Of the library's errors, which may bear more than a text."""
+    return " ".join(str(error.args[0] if error.args else error).split()).rstrip(".")
 
 
 def _region_of(target: str) -> str:
@@ -106,7 +122,8 @@ class Gcp:
 
     def _once(self, client: str, method: str, request: Mapping[str, Any]) -> Any:
         from google.api_core.exceptions import GoogleAPICallError
-        from google.auth.exceptions import GoogleAuthError
+        from google.auth.exceptions import GoogleAuthError, TransportError
+        from google.protobuf.json_format import ParseError
         from requests import RequestException
 
         # insert, patch and delete alone have a second form, which returns the operation as the answer holds it.
@@ -119,10 +136,12 @@ class Gcp:
             permission = gcp_policy.CALLS[client, method]
             message = first.get("message") or str(error.message)
             raise refusal(permission, int(error.code or 0), first.get("reason", ""), message) from error
-        except GoogleAuthError as error:
-            raise HostError(f"Google's credentials do not work: {error}") from error
-        except RequestException as error:
+        except (RequestException, TransportError) as error:
             raise _NotReachedError(f"Google was not reached: {type(error).__name__}: {error}") from error
+        except GoogleAuthError as error:
+            raise HostError(f"Google's credentials do not work: {_said(error)}") from error
+        except ParseError as error:
+            raise RunError(f"what answered is not Google: is a proxy in between? {_said(error)}") from error
 
     # -- reading --------------------------------------------------------------------------------------------------
 
