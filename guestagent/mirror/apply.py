@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any, Protocol
 
 from guestagent.errors import GuestagentError, RunError
-from guestagent.mirror.plan import DELETE, KEEP, Ref, Resource, Step, resolve
+from guestagent.mirror.plan import DELETE, KEEP, Ref, Resource, Step, identifiers, resolve
 
 MOST_ATTEMPTS = 3
 """A resource that was made and is not there is made again so often, each time by a token that was never used."""
@@ -47,9 +47,7 @@ def apply(
 ) -> Outcome:
     """Do the steps. One that fails does not stop those that do not need it; `progress` hears (done, all, what)."""
     todo = [step for step in steps if step.op != KEEP]
-    work = _Work(
-        writer, {one.ref: one.id for one in sorted(found, key=lambda one: one.id, reverse=True) if one.is_ours}
-    )
+    work = _Work(writer, identifiers(found))
     # Within a group of one kind the order does not matter.
     for (kind, _), group in groupby(todo, key=lambda step: (step.kind, step.op == DELETE)):
         made: dict[str, Step] = {}

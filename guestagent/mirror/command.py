@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from guestagent.cloudinit.command import recipe_of, write
@@ -11,13 +11,15 @@ from guestagent.cloudinit.render import user_data
 from guestagent.errors import ConfigError, RunError
 from guestagent.mirror import show
 from guestagent.mirror.apply import Outcome, apply
-from guestagent.mirror.plan import KEEP, Step, diff, has_changes, removal
+from guestagent.mirror.plan import KEEP, Resource, Step, diff, has_changes, identifiers, removal, resolve
 from guestagent.mirror.providers import check, connect, policy
 from guestagent.mirror.spec import KEYS, Spec
-from guestagent.mirror.survey import Provider, Survey
+from guestagent.mirror.survey import Health, Provider, Survey
+from guestagent.mirror.terminal import confirm, most_lines, progress, reading
 from guestagent.settings import merge
 
 DONE, FAILED, CHANGES = 0, 1, 4
+REFUSED = "refused: "
 
 
 class Mirror:
@@ -51,6 +53,9 @@ class Mirror:
         if not self._as_json:
             sys.stdout.write("".join(f"{line}\n" for line in lines))
 
+    def _say_steps(self, head: str, steps: Sequence[Step], proofs: dict[int, str]) -> None:
+        self._say([head, *show.steps_text(steps, proofs, most_lines())])
+
     def _json(self, kind: str, **content: Any) -> None:
         if self._as_json:
             sys.stdout.write(show.as_json(kind, self._name, **content))
@@ -63,9 +68,10 @@ class Mirror:
             raise ConfigError("nothing selects a machine: give --source, --vpc or --tag")
         provider = self._connect()
         survey, steps = self._survey(provider)
-        proofs = self._prove(provider, steps) if self._dry_run else {}
+        proofs = self._prove(provider, steps, survey.found) if self._dry_run else {}
         self._show_plan(survey, steps, proofs)
         self._render_user_data(survey)
+        _refuse_refused(proofs)
         return CHANGES if has_changes(steps) else DONE
 
     def create(self) -> int:
@@ -78,7 +84,8 @@ class Mirror:
         if not survey.wanted:
             self._show_plan(survey, steps, {})
             raise RunError("none of the selected machines can be mirrored natively: run the agent there")
-        self._say([*(f"note: {text}" for text in survey.warnings), "steps:", *show.steps_text(steps)])
+        self._say([f"note: {text}" for text in survey.warnings])
+        self._say_steps("steps:", steps, {})
         outcome = apply(steps, survey.found, provider, progress())
         self._render_user_data(survey)
         return self._conclude(steps, outcome, survey)
@@ -87,20 +94,24 @@ class Mirror:
         """Remove all that is ours of this name, and nothing else."""
         self._need("name")
         provider = self._connect()
-        own = [one for health in provider.mirrors() if health.name == self._spec.name for one in health.resources]
+        own = [one for health in _mirrors(provider) if health.name == self._spec.name for one in health.resources]
         steps = removal(own, provider.kinds)
-        self._say([f"mirror {self._spec.name}:", *show.steps_text(steps)])
         if self._dry_run:
-            proofs = self._prove(provider, steps)
+            proofs = self._prove(provider, steps, own)
+            self._say_steps(f"mirror {self._spec.name}:", steps, proofs)
             self._json("plan", name=self._spec.name, steps=_steps_json(steps, proofs))
+            _refuse_refused(proofs)
             return CHANGES if steps else DONE
+        self._say_steps(f"mirror {self._spec.name}:", steps, {})
         if steps and not self._yes:
-            _confirm(len(steps))
+            if self._as_json:  # standard output is for the document alone
+                sys.stderr.write("".join(f"{line}\n" for line in show.steps_text(steps, {}, None)))
+            confirm(len(steps))
         return self._conclude(steps, apply(steps, own, provider, progress()))
 
     def list(self) -> int:
         """All mirrors of ours."""
-        healths = self._connect().mirrors()
+        healths = _mirrors(self._connect())
         for health in healths:
             self._say(show.health_text(health)[:1])
         self._say([] if healths else ["no mirror of ours here"])
@@ -110,7 +121,7 @@ class Mirror:
     def status(self) -> int:
         """One mirror; exit 1 where it is broken."""
         self._need("name")
-        found = [one for one in self._connect().mirrors() if one.name == self._spec.name]
+        found = [one for one in _mirrors(self._connect()) if one.name == self._spec.name]
         if not found:
             raise RunError(
                 f"there is no mirror {self._spec.name} of ours here: see `guestagent mirror {self._name} list`"
@@ -127,20 +138,38 @@ class Mirror:
     # -- parts ----------------------------------------------------------------------------------------------------
 
     def _survey(self, provider: Provider) -> tuple[Survey, tuple[Step, ...]]:
-        survey = provider.survey(self._spec, self._adopt)
+        with reading():
+            survey = provider.survey(self._spec, self._adopt)
         if not (self._spec.name and self._spec.target):
             return survey, ()
         if not survey.wanted:  # nothing can be mirrored: what is there stays, `delete` removes it
             return survey, ()
         return survey, diff(survey.wanted, survey.found, provider.kinds, self._adopt)
 
-    def _prove(self, provider: Provider, steps: Sequence[Step]) -> dict[int, str]:
-        return {number: provider.prove(step) for number, step in enumerate(steps) if step.op != KEEP}
+    def _prove(self, provider: Provider, steps: Sequence[Step], found: Sequence[Resource]) -> dict[int, str]:
+        """What the provider says of each step, by its number. Where one is refused its likes are not asked for."""
+        proofs: dict[int, str] = {}
+        refused: dict[tuple[str, str], str] = {}
+        todo = [(number, step) for number, step in enumerate(steps) if step.op != KEEP]
+        ids, tell = identifiers(found), progress()
+        for count, (number, step) in enumerate(todo):
+            tell(count, len(todo), f"ask for {step.op} {step.kind} {step.key}")
+            likes = (step.op, step.kind)
+            if likes not in refused:
+                try:
+                    changes = {name: resolve(value, ids) for name, value in step.changes.items()}
+                    proofs[number] = provider.prove(replace(step, changes=changes))
+                    continue
+                except RunError as error:
+                    refused[likes] = str(error)
+            proofs[number] = REFUSED + refused[likes]
+        tell(len(todo), len(todo), "asked")
+        return proofs
 
     def _show_plan(self, survey: Survey, steps: Sequence[Step], proofs: dict[int, str]) -> None:
-        self._say(["machines:", *show.choices_text(survey.choices)])
+        self._say(["machines:", *show.choices_text(survey.choices, most_lines())])
         if self._spec.name and self._spec.target:
-            self._say(["steps:", *show.steps_text(steps, proofs)])
+            self._say_steps("steps:", steps, proofs)
         self._say([f"note: {text}" for text in survey.warnings])
         self._json(
             "plan",
@@ -202,26 +231,16 @@ def _steps_json(steps: Sequence[Step], proofs: dict[int, str]) -> list[dict[str,
     ]
 
 
-def _confirm(count: int) -> None:
-    if not sys.stdin.isatty():
-        raise ConfigError(f"{count} objects would be deleted: give --yes, as there is no terminal to ask")
-    sys.stderr.write(f"delete these {count} objects? [y/N] ")
-    sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise RunError("nothing was deleted")
+def _mirrors(provider: Provider) -> list[Health]:
+    with reading():
+        return provider.mirrors()
 
 
-def progress() -> Callable[[int, int, str], None]:
-    """A line on the terminal that is written over; silent elsewhere."""
-    if not sys.stderr.isatty():
-        return lambda done, total, what: None
-
-    def show_line(done: int, total: int, what: str) -> None:
-        end = "\n" if done == total else ""
-        sys.stderr.write(f"\r\x1b[K{done}/{total} {what:.60}{end}")
-        sys.stderr.flush()
-
-    return show_line
+def _refuse_refused(proofs: dict[int, str]) -> None:
+    """Raises RunError with every reason, each once."""
+    refused = [text.removeprefix(REFUSED) for text in proofs.values() if text.startswith(REFUSED)]
+    if refused:
+        raise RunError(f"{len(refused)} of {len(proofs)} steps are refused: {'; '.join(dict.fromkeys(refused))}")
 
 
 def mirror(flags: dict[str, Any]) -> int:

@@ -136,6 +136,12 @@ def resolve(value: Any, ids: Mapping[Ref, str]) -> Any:
     return ids.get(value, value) if isinstance(value, Ref) else value
 
 
+def identifiers(found: Iterable[Resource]) -> dict[Ref, str]:
+    """Of all that is ours, by reference; of equals the first."""
+    ordered = sorted((one for one in found if one.is_ours), key=lambda one: one.id, reverse=True)
+    return {one.ref: one.id for one in ordered}
+
+
 def removal(found: Iterable[Resource], kinds: Sequence[Kind]) -> tuple[Step, ...]:
     """What deletes all that is ours, last made first."""
     return tuple(replace(step, reason="it bears our mark") for step in diff((), (o for o in found if o.is_ours), kinds))

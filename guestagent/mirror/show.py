@@ -11,7 +11,7 @@ from guestagent.mirror.survey import AGENT, NATIVE, Choice, Health
 SCHEMA = "guestagent.mirror/1"
 _SIGNS = {CREATE: "+", UPDATE: "~", DELETE: "-"}
 MOST_LINES = 40
-"""Of one table on a terminal; the JSON has all."""
+"""Of one table on a terminal; a file and the JSON have all."""
 
 
 def as_json(kind: str, provider: str, **content: Any) -> str:
@@ -39,33 +39,34 @@ def health_json(health: Health) -> dict[str, Any]:
     }
 
 
-def _capped(lines: list[str]) -> list[str]:
-    if len(lines) <= MOST_LINES:
+def _capped(lines: list[str], most: int | None) -> list[str]:
+    if most is None or len(lines) <= most:
         return lines
-    return [*lines[:MOST_LINES], f"  ... and {len(lines) - MOST_LINES} more, see --json"]
+    return [*lines[:most], f"  ... and {len(lines) - most} more: write it to a file, or see --json"]
 
 
-def steps_text(steps: Sequence[Step], proofs: Mapping[int, str] | None = None) -> list[str]:
+def steps_text(steps: Sequence[Step], proofs: Mapping[int, str], most: int | None) -> list[str]:
     """One line for each step that changes something; `proofs` by the number of the step."""
     lines = []
     for number, step in enumerate(steps):
         if step.op != KEEP:
-            proof = f"  [{proofs[number]}]" if proofs and number in proofs else ""
+            proof = f"  [{proofs[number]}]" if number in proofs else ""
             identifier = f" {step.id}" if step.id else ""
             lines.append(
                 f"  {_SIGNS.get(step.op, '!')} {step.op} {step.kind} {step.key}{identifier}: {step.reason}{proof}"
             )
-    return _capped(lines) or ["  nothing to do"]
+    return _capped(lines, most) or ["  nothing to do"]
 
 
-def choices_text(choices: Sequence[Choice]) -> list[str]:
+def choices_text(choices: Sequence[Choice], most: int | None) -> list[str]:
     """One line for each machine, native ones first, then the totals."""
     lines = []
     for one in sorted(choices, key=lambda one: (one.way != NATIVE, one.machine)):
         name = f" ({one.name})" if one.name else ""
-        lines.append(f"  {one.way:6} {one.machine}{name} {one.kind}: {one.reason}; {one.cost}; MTU {one.mtu}")
+        why = f"{one.reason}; {one.cost}; {one.limits}; MTU {one.mtu}"
+        lines.append(f"  {one.way:6} {one.machine}{name} {one.kind}: {why}")
     native = sum(one.way == NATIVE for one in choices)
-    return [*_capped(lines), f"  {native} native, {len(choices) - native} by the agent"]
+    return [*_capped(lines, most), f"  {native} native, {len(choices) - native} by the agent"]
 
 
 def agents_of(choices: Sequence[Choice]) -> list[str]:

@@ -66,7 +66,8 @@ class Provider(Writer, Protocol):
         """All mirrors of ours, by name, with what keeps each from working."""
 
     def prove(self, step: Step) -> str:
-        """Ask whether we might do this, without doing it: `proved`, or why not. Raises RunError for a refusal."""
+        """Ask whether we might do this, without doing it: `proved`, or why nobody can tell. A reference left in the
+        changes is to what does not exist yet. Raises RunError for a refusal."""
 
     def close(self) -> None:
         """Let go of connections."""

@@ -248,11 +248,32 @@ def test_dry_run_proves_permissions_and_writes_nothing(web: Fake, mirror_json: R
     assert all(body["DryRun"] for action, body in web.calls if not action.startswith("Describe"))
     assert not any(web.objects.values())
 
-    for action in ("CreateTrafficMirrorFilter", "CreateTags"):
-        web.denied = {action}
-        code, _, said = mirror("plan", *WORDS, "--dry-run")
-        assert code == 1
-        assert f"lacks ec2:{action} on " in said
+    web.denied = {"CreateTags"}
+    code, _, said = mirror("plan", *WORDS, "--dry-run")
+    assert code == 1
+    assert "lacks ec2:CreateTags on " in said
+
+
+def test_a_dry_run_names_all_that_lacks(web: Fake, mirror_json: Run) -> None:
+    """The plan says which steps are refused, the error each reason once; the likes of a refused one are not asked for.
+
+    What exists is asked about by its own identifier.
+    """
+    mirror_json("create", *WEB)
+    web.denied = {"ModifyTrafficMirrorSession", "CreateTrafficMirrorFilterRule"}
+    web.calls.clear()
+
+    code, plan, said = mirror_json("plan", *WEB, "--packet-length", "99", "--filter", "tcp,udp", "--dry-run")
+
+    assert (code, plan["verified"]) == (1, "reads-only")
+    refused = [step for step in plan["steps"] if step.get("proof", "").startswith("refused: ")]
+    assert {(step["op"], step["kind"]) for step in refused} == {("update", "session"), ("create", "rule")}
+    assert len(refused) == 6
+    for action in web.denied:
+        assert said.count(f"lacks ec2:{action} on ") == 1
+        assert web.writes().count(action) == 1
+    (rule,) = [body for action, body in web.calls if action == "CreateTrafficMirrorFilterRule"]
+    assert rule["TrafficMirrorFilterId"] in web.objects["filter"]
 
 
 def test_one_refused_source_does_not_stop_the_others(web: Fake, mirror: Run) -> None:
@@ -344,7 +365,11 @@ def test_delete_asks_for_yes_off_a_terminal(web: Fake, mirror: Run) -> None:
 
     assert code == 2
     assert "--yes" in said
-    assert all(identifier in listed for objects in web.objects.values() for identifier in objects)
+    identifiers = [identifier for objects in web.objects.values() for identifier in objects]
+    assert all(one in listed for one in identifiers)
+    code, listed, said = mirror("delete", "--name", "web", "--json")
+    assert (code, listed) == (2, "")
+    assert all(one in said for one in identifiers)
     assert len(web.objects["session"]) == 2
 
 

@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from guestagent.mirror.aws.facts import eligible
+from guestagent.mirror.show import MOST_LINES, choices_text
+from guestagent.mirror.survey import Choice
 from tests.mirror.ec2_fake import Fake
 from tests.mirror.test_aws import TARGET
 
@@ -81,6 +83,26 @@ def test_each_machine_has_its_way_and_reason(ec2: Fake, mirror_json: Run, tmp_pa
     assert file.read_text().startswith("#cloud-config\n")
     assert config["write_files"][-1]["content"] == 'to = ["tcp://10.0.0.9"]\n'
     assert ["systemctl", "enable", "--now", "guestagent"] in config["runcmd"]
+
+
+def test_the_table_says_all_of_each_machine(ec2: Fake, mirror: Run) -> None:
+    """In a file or pipe each machine has its line: reason, cost, limits and MTU; a terminal has the first forty."""
+    for number in range(1, 51):
+        ec2.add_instance(number, "t2.small" if number == 50 else "m5.large", tags={"role": "web"})
+
+    _, out, _ = mirror("plan", "--tag", "role=web")
+
+    lines = [line for line in out.splitlines() if line.startswith(("  native", "  agent"))]
+    assert len(lines) == 50
+    native, agent = lines[0], lines[-1]
+    for words in ("can be mirrored", "0.015 USD/h", "share the VM's bandwidth", "MTU up to 8947"):
+        assert words in native
+    for words in ("cannot be mirrored", "5 % of the VM's CPU", "10 % of the link", "MTU any"):
+        assert words in agent
+    choice = Choice("i-1", "", "m5.large", "native", "yes", "why")
+    capped = choices_text([choice] * 50, MOST_LINES)
+    assert len(capped) == MOST_LINES + 2
+    assert "and 10 more" in capped[-2]
 
 
 def test_five_thousand_interfaces_take_one_pass(ec2: Fake, mirror_json: Run) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from guestagent.cli import main
+from guestagent.mirror.terminal import OVER
 from tests.mirror.ec2_fake import Fake
 from tests.mirror.test_aws import WEB
 
@@ -54,16 +55,34 @@ def web(ec2: Fake) -> Fake:
 
 
 def test_progress_is_one_line_that_is_written_over(web: Fake, on_terminal: Talk) -> None:
-    """Each step shows how many are done of how many, over the one before, and the last one ends the line."""
+    """Reading shows itself, then each step how many are done of how many, over the one before; the last one ends it."""
     code, shown = on_terminal("create", *WEB)
 
     assert code == 0
-    states = shown.replace("\r\n", "\n").split("\r\x1b[K")
-    assert states[0] == ""
+    first, note, cleared, *states = shown.replace("\r\n", "\n").split(OVER)
+    assert (first, note, cleared) == ("", "reading what is there ...", "")
     total = len(web.writes())
-    assert [one.split(" ")[0] for one in states[1:]] == [f"{done}/{total}" for done in range(total + 1)]
-    assert states[1].startswith(f"0/{total} create filter web")
+    assert [one.split(" ")[0] for one in states] == [f"{done}/{total}" for done in range(total + 1)]
+    assert states[0].startswith(f"0/{total} create filter web")
     assert states[-1] == f"{total}/{total} done\n"
+
+
+def test_asking_for_permissions_shows_how_far_it_is(web: Fake, on_terminal: Talk) -> None:
+    """A dry run is a call for each step, of which there may be thousands."""
+    code, shown = on_terminal("plan", *WEB, "--dry-run")
+
+    assert code == 4
+    states = shown.replace("\r\n", "\n").split(OVER)[3:]
+    total = len(states) - 1
+    assert states[0] == f"0/{total} ask for create filter web"
+    assert states[-1] == f"{total}/{total} asked\n"
+
+
+def test_nothing_to_do_shows_nothing(web: Fake, on_terminal: Talk) -> None:
+    """Run again, create leaves the line empty."""
+    on_terminal("create", *WEB)
+
+    assert on_terminal("create", *WEB) == (0, f"{OVER}reading what is there ...{OVER}")
 
 
 @pytest.mark.parametrize("answer, code, left", [("n\n", 1, 2), ("\n", 1, 2), ("y\n", 0, 0), ("yes\n", 0, 0)])
