@@ -13,6 +13,7 @@ import pytest
 
 from guestagent.cli import main
 from guestagent.mirror.aws import provider as aws
+from guestagent.mirror.gcp import clients
 from guestagent.mirror.gcp import provider as gcp
 from tests.mirror import gcp_fake
 from tests.mirror.ec2_fake import Fake, fake_account
@@ -78,9 +79,9 @@ def project(
     """The library finds the fake by the variables that gcloud documents, the key by Google's own."""
     project_server.reset()
     settings = {
-        gcp.ENDPOINT_VARIABLE: f"{project_server.url}/compute/v1/",
-        gcp.REGION_VARIABLE: gcp_fake.REGION,
-        "GOOGLE_APPLICATION_CREDENTIALS": str(service_account),
+        clients.ENDPOINT_VARIABLE: f"{project_server.url}/compute/v1/",
+        clients.REGION_VARIABLE: gcp_fake.REGION,
+        clients.CREDENTIALS_VARIABLE: str(service_account),
         "NO_GCE_CHECK": "true",
         "CLOUDSDK_CONFIG": "/nonexistent",
     }

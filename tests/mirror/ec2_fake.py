@@ -153,6 +153,8 @@ class Fake:
         self.instances: dict[str, Body] = {}
         self.interfaces: set[str] = set()
         self.listeners: dict[str, list[tuple[str, int]]] = {}
+        self.members: dict[str, list[tuple[str, str]]] = {}
+        """By load balancer, what its listeners send to: instance or address, and its health. Else one that is well."""
         self.endpoints: dict[str, str] = {}
         """VPC endpoints and their types."""
         self.tokens: dict[tuple[str, str], tuple[Body, Body]] = {}
@@ -476,7 +478,23 @@ class Fake:
         arn = body["LoadBalancerArn"]
         if arn not in self.listeners:
             raise Refusal("LoadBalancerNotFound")
-        return {"Listeners": [{"Protocol": protocol, "Port": port} for protocol, port in self.listeners[arn]]}
+        group = [{"Type": "forward", "TargetGroupArn": f"{arn}/group"}]
+        return {
+            "Listeners": [
+                {"Protocol": protocol, "Port": port, "DefaultActions": group} for protocol, port in self.listeners[arn]
+            ]
+        }
+
+    def do_DescribeTargetHealth(self, body: Body) -> Body:
+        arn = body["TargetGroupArn"].removesuffix("/group")
+        if arn not in self.listeners:
+            raise Refusal("TargetGroupNotFound")
+        members = self.members.get(arn, [("10.9.9.9", "healthy")])
+        return {
+            "TargetHealthDescriptions": [
+                {"Target": {"Id": name, "Port": 4789}, "TargetHealth": {"State": state}} for name, state in members
+            ]
+        }
 
     # -- for the tests --------------------------------------------------------------------------------------------
 
@@ -497,6 +515,8 @@ class Fake:
                     "NetworkInterfaceId": interface,
                     "InterfaceType": more.get("type", "interface"),
                     "SubnetId": "subnet-00000001",
+                    "Attachment": {"DeviceIndex": 0},
+                    "PrivateIpAddresses": [{"PrivateIpAddress": f"10.0.{number >> 8}.{number & 255}"}],
                 }
             ],
         }

@@ -135,6 +135,63 @@ def test_an_endpoint_of_a_gateway_load_balancer_is_a_target(web: Fake, mirror_js
     assert "does not exist any more" in mirror_json("status", "--name", "web")[1]["problems"][0]
 
 
+def test_a_load_balancer_is_looked_behind(web: Fake, mirror_json: Run, mirror: Run) -> None:
+    """What it sends copies to is no source, by instance the first interface alone, by address that one; nobody there is
+    a broken mirror, nobody well a note."""
+    words = ("--name", "web", "--source", "tag:role=web", "--target", NLB)
+    web.listeners[NLB] = [("UDP", 4789)]
+    second = {**web.instances[f"i-{1:017x}"]["NetworkInterfaces"][0], "NetworkInterfaceId": f"eni-{101:017x}"}
+    second |= {"Attachment": {"DeviceIndex": 1}, "PrivateIpAddresses": [{"PrivateIpAddress": "10.1.0.1"}]}
+    web.instances[f"i-{1:017x}"]["NetworkInterfaces"].append(second)
+    web.interfaces.add(second["NetworkInterfaceId"])
+    for member, left in ((f"i-{1:017x}", 101), ("10.1.0.1", 1)):
+        web.members[NLB] = [(member, "healthy")]
+        _, plan, _ = mirror_json("plan", *words)
+        ways = {one["machine"]: (one["way"], one["reason"]) for one in plan["machines"]}
+        assert ways[f"i-{2:017x}"][0] == "native"
+        assert ways[f"i-{1:017x}"][0] == "agent"
+        assert "behind the target" in ways[f"i-{1:017x}"][1]
+        alone = mirror_json("plan", "--name", "web", "--source", f"eni-{left:017x}", "--target", NLB)[1]
+        assert [one["way"] for one in alone["machines"]] == ["native"]
+
+    web.members[NLB] = [("10.9.9.9", "unhealthy")]
+    code, made, _ = mirror_json("create", *words)
+    assert (code, f"{NLB}: none of the 1 behind it is healthy" in made["warnings"]) == (0, True)
+    code, state, _ = mirror_json("status", "--name", "web")
+    assert (code, state["notes"]) == (0, [f"{NLB}: none of the 1 behind it is healthy"])
+    web.members[NLB] = []
+    code, state, _ = mirror_json("status", "--name", "web")
+    assert (code, len(state["problems"])) == (1, 1)
+    assert "has nobody behind its listener" in state["problems"][0]
+    assert "has nobody behind" in mirror("plan", *words)[1]
+
+
+def test_a_mirror_target_of_others_is_looked_through(web: Fake, mirror_json: Run, mirror: Run) -> None:
+    """`tmt-ID`: one that is not there is told before anything is made; where it leads counts as if it were named; it is
+    used and neither changed nor removed."""
+    stranger(web)
+    before = dict(web.objects["target"])
+    named = "tmt-0123456789abcdef0"
+    words = ("--name", "web", "--source", "tag:role=web", "--target")
+    code, _, said = mirror("create", *words, named)
+    assert (code, f"target: {named} does not exist" in said, web.writes()) == (2, True, [])
+    web.objects["target"] = {named: {**web.objects["target"].pop("tmt-stranger"), "TrafficMirrorTargetId": named}}
+    web.objects["session"]["tms-stranger"]["TrafficMirrorTargetId"] = named
+    for number in range(20, 29):
+        web.add_instance(number, tags={"role": "web"})
+
+    code, plan, _ = mirror_json("plan", *words, named)
+
+    assert code == 4
+    assert any(text.startswith("11 sources for eni-") for text in plan["warnings"])
+    assert mirror("plan", "--name", "web", "--source", TARGET, "--target", named)[1].count("is itself a mirror target")
+    few = ("--name", "web", "--source", f"i-{1:017x},i-{2:017x}", "--target", named)
+    assert mirror_json("create", *few)[0] == 0
+    assert mirror_json("delete", "--name", "web", "--yes")[0] == 0
+    assert list(web.objects["target"]) == [named]
+    assert before["tmt-stranger"]["Tags"] == web.objects["target"][named]["Tags"]
+
+
 def test_status_names_sources_that_stand_still_and_are_billed(web: Fake, mirror_json: Run, mirror: Run) -> None:
     """A stopped instance does not break the mirror, and its session costs: a note with the instance and the price."""
     mirror_json("create", *WEB)

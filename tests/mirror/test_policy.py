@@ -77,9 +77,20 @@ def test_every_call_is_granted_and_nothing_else(ec2: Fake, mirror: Run, mirror_j
         assert mirror("create", *other)[0] == 0
     assert mirror("delete", "--name", "web", "--yes")[0] == 0
 
-    seen = {f"{'elasticloadbalancing' if 'Listeners' in action else 'ec2'}:{action}" for action, _ in ec2.calls}
+    of_elb = ("DescribeListeners", "DescribeTargetHealth")
+    seen = {f"{'elasticloadbalancing' if action in of_elb else 'ec2'}:{action}" for action, _ in ec2.calls}
 
     assert set(granted()) == seen | {"ec2:CreateTags"}
+
+
+def test_a_named_target_may_be_used(mirror: Run) -> None:
+    """One that somebody else made bears no mark of ours: with --target tmt-ID its use is granted, and no other's."""
+    _, printed, _ = mirror("policy", "--target", "tmt-0a1b2c3d4e5f60718", "--region", "cn-north-1")
+
+    (extra,) = [one for one in json.loads(printed)["Statement"] if one["Sid"] == "UseNamed"]
+    assert extra["Action"] == ["ec2:CreateTrafficMirrorSession"]
+    assert extra["Resource"] == ["arn:aws-cn:ec2:*:*:traffic-mirror-target/tmt-0a1b2c3d4e5f60718"]
+    assert "UseNamed" not in mirror("policy", "--target", "eni-0a1b2c3d")[1]
 
 
 def test_other_partitions_have_their_arns(mirror: Run) -> None:

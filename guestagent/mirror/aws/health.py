@@ -1,10 +1,11 @@
 """AWS: all mirrors of ours in an account, and what keeps each from working. Pure."""
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from guestagent.mirror.aws import facts
+from guestagent.mirror.aws.choice import balancer_notes, balancer_problems
 from guestagent.mirror.aws.model import RULE, Inventory, found, owner_of, target_key
 from guestagent.mirror.survey import Health
 
@@ -32,7 +33,12 @@ def _health(name: str, inventory: Inventory) -> Health:
         "sources": sorted(one["NetworkInterfaceId"] for one in sessions),
         "cost": facts.monthly_cost(len(sessions)),
     }
-    return Health(name, own, tuple(problems), facts_of_it, tuple(_stopped(sessions, inventory)))
+    balancers = [(place, inventory.balancers.get(place)) for place in sorted(_used_places(sessions, inventory))]
+    notes = [
+        *(text for place, one in balancers if one for text in balancer_notes(place, one)),
+        *_stopped(sessions, inventory),
+    ]
+    return Health(name, own, tuple(problems), facts_of_it, tuple(notes))
 
 
 def _stopped(sessions: list[Mapping[str, Any]], inventory: Inventory) -> list[str]:
@@ -49,17 +55,19 @@ def _accepts(raw: Mapping[str, Any]) -> bool:
     return any(rule["RuleAction"] == "accept" for rule in rules)
 
 
-def _target_problems(sessions: list[Mapping[str, Any]], inventory: Inventory) -> list[str]:
+def _used_places(sessions: list[Mapping[str, Any]], inventory: Inventory) -> dict[str, int]:
+    """How many sessions lead there; to an empty one where their target does not exist."""
     places = {one["TrafficMirrorTargetId"]: target_key(one) for one in inventory.targets}
-    used: dict[str, int] = defaultdict(int)
-    for session in sessions:
-        used[places.get(session["TrafficMirrorTargetId"], "")] += 1
+    return Counter(places.get(one["TrafficMirrorTargetId"], "") for one in sessions)
+
+
+def _target_problems(sessions: list[Mapping[str, Any]], inventory: Inventory) -> list[str]:
     said = []
-    for place, count in sorted(used.items()):
+    for place, count in sorted(_used_places(sessions, inventory).items()):
         if not place:
             said.append(f"{count} sessions lead to a target that does not exist")
         elif place in inventory.lost:
             said.append(f"{place} does not exist any more: {count} sessions lead nowhere, and are billed")
-        elif inventory.listeners.get(place) is False:
-            said.append(f"{place} has no UDP listener on {facts.VXLAN_PORT}: the copies of {count} sessions are lost")
+        elif place in inventory.balancers:
+            said += balancer_problems(place, inventory.balancers[place])
     return said

@@ -12,6 +12,7 @@ READS = (
     "ec2:DescribeTrafficMirrorTargets",
     "ec2:DescribeVpcEndpoints",
     "elasticloadbalancing:DescribeListeners",
+    "elasticloadbalancing:DescribeTargetHealth",
 )
 _KINDS = ("filter", "filter-rule", "target", "session")
 _MIRROR = tuple(f"traffic-mirror-{kind}" for kind in _KINDS)
@@ -28,8 +29,11 @@ def _statement(sid: str, actions: list[str], resources: list[str], **conditions:
     return made
 
 
-def document(region: str = "") -> dict[str, Any]:
-    """Reads everywhere; makes only what it marks in the same call; changes and removes only what bears the mark."""
+def document(region: str = "", target: str = "") -> dict[str, Any]:
+    """Reads everywhere; makes only what it marks in the same call; changes and removes only what bears the mark.
+
+    A mirror target of somebody else's may be used where it is named, as it bears no mark.
+    """
     partition = next((name for prefix, name in _PARTITIONS.items() if region.startswith(prefix)), "aws")
 
     def _arns(*kinds: str) -> list[str]:
@@ -48,34 +52,35 @@ def document(region: str = "") -> dict[str, Any]:
         "ec2:ModifyTrafficMirrorFilterRule",
         "ec2:ModifyTrafficMirrorSession",
     ]
-    return {
-        "Version": "2012-10-17",
-        "Statement": [
-            _statement("Read", list(READS), ["*"]),
-            _statement(
-                "CreateMarked",
-                new,
-                _arns("traffic-mirror-filter", "traffic-mirror-target", "traffic-mirror-session"),
-                equals=asked,
-            ),
-            _statement(
-                "UseMarked",
-                [create["session"], create["filter-rule"]],
-                _arns("traffic-mirror-filter", "traffic-mirror-target"),
-                equals=marked,
-            ),
-            _statement("CreateRule", [create["filter-rule"]], _arns("traffic-mirror-filter-rule"), equals=asked),
-            _statement(
-                "UseInterfaces",
-                [create["session"], create["target"]],
-                _arns("network-interface", "vpc-endpoint"),
-            ),
-            _statement(
-                "MarkOnCreate",
-                ["ec2:CreateTags"],
-                _arns(*_MIRROR),
-                equals={"ec2:CreateAction": [action.removeprefix("ec2:") for action in create.values()]},
-            ),
-            _statement("ChangeMarked", change, _arns(*_MIRROR), equals=marked),
-        ],
-    }
+    statements = [
+        _statement("Read", list(READS), ["*"]),
+        _statement(
+            "CreateMarked",
+            new,
+            _arns("traffic-mirror-filter", "traffic-mirror-target", "traffic-mirror-session"),
+            equals=asked,
+        ),
+        _statement(
+            "UseMarked",
+            [create["session"], create["filter-rule"]],
+            _arns("traffic-mirror-filter", "traffic-mirror-target"),
+            equals=marked,
+        ),
+        _statement("CreateRule", [create["filter-rule"]], _arns("traffic-mirror-filter-rule"), equals=asked),
+        _statement(
+            "UseInterfaces",
+            [create["session"], create["target"]],
+            _arns("network-interface", "vpc-endpoint"),
+        ),
+        _statement(
+            "MarkOnCreate",
+            ["ec2:CreateTags"],
+            _arns(*_MIRROR),
+            equals={"ec2:CreateAction": [action.removeprefix("ec2:") for action in create.values()]},
+        ),
+        _statement("ChangeMarked", change, _arns(*_MIRROR), equals=marked),
+    ]
+    if target.startswith("tmt-"):
+        arn = f"arn:{partition}:ec2:*:*:traffic-mirror-target/{target}"
+        statements.append(_statement("UseNamed", [create["session"]], [arn]))
+    return {"Version": "2012-10-17", "Statement": statements}

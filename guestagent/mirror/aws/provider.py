@@ -11,6 +11,7 @@ from guestagent.mirror.aws import calls as aws_calls
 from guestagent.mirror.aws import model as aws_model
 from guestagent.mirror.aws import read as aws_read
 from guestagent.mirror.aws.calls import NAMES, SNAKE, placeholder
+from guestagent.mirror.aws.choice import survey
 from guestagent.mirror.aws.errors import REFUSED, is_gone, sentence
 from guestagent.mirror.aws.health import healths
 from guestagent.mirror.aws.policy import document
@@ -64,7 +65,7 @@ def _said(error: Exception) -> str:
 
 def policy(spec: Spec) -> str:
     """The IAM policy as JSON."""
-    return json.dumps(document(spec.region), indent=2)
+    return json.dumps(document(spec.region, spec.target), indent=2)
 
 
 class Aws:
@@ -111,17 +112,18 @@ class Aws:
         """Read the inventory and what exists. Raises ConfigError, RunError."""
         inventory = aws_read.mirror_objects(self._call, adopt)
         found = aws_read.machines(self._call, spec, _own_instance)
-        listeners, lost = aws_read.check_places(self._call, [spec.target] if spec.target else [])
-        if lost:
-            raise ConfigError(f"target: {spec.target} does not exist in this region")
-        return aws_model.survey(spec, replace(inventory, machines=found, listeners=listeners))
+        place = aws_model.place_of(spec.target, inventory)
+        balancers, lost = aws_read.check_places(self._call, [place] if place == spec.target else [])
+        if place in lost:
+            raise ConfigError(f"target: {place} does not exist in this region")
+        return survey(spec, replace(inventory, machines=found, place=place, balancers=balancers))
 
     def mirrors(self) -> list[Health]:
         """All mirrors of ours with what keeps each from working."""
         inventory = aws_read.mirror_objects(self._call)
-        listeners, lost = aws_read.check_places(self._call, aws_read.places_of(inventory).values())
+        balancers, lost = aws_read.check_places(self._call, aws_read.places_of(inventory).values())
         stopped = aws_read.stopped_sources(self._call)
-        return healths(replace(inventory, listeners=listeners, lost=lost, stopped=stopped))
+        return healths(replace(inventory, balancers=balancers, lost=lost, stopped=stopped))
 
     # -- doing ----------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from guestagent.errors import ConfigError, RunError
 from guestagent.mirror.aws.errors import is_gone
 from guestagent.mirror.aws.facts import VXLAN_PORT
-from guestagent.mirror.aws.model import Inventory, Machine, owner_of, tags_of, target_key
+from guestagent.mirror.aws.model import Balancer, Inventory, Machine, owner_of, tags_of, target_key
 from guestagent.mirror.spec import Spec, tag_of
 
 PAGE = 1000
@@ -117,7 +117,15 @@ def _machine(raw: Mapping[str, Any], chosen: set[str]) -> Machine:
         state=raw["State"]["Name"],
         interfaces=tuple(usable),
         skipped=tuple(skipped),
+        names={one["NetworkInterfaceId"]: _names(raw["InstanceId"], one) for one in raw.get("NetworkInterfaces", ())},
     )
+
+
+def _names(instance: str, interface: Mapping[str, Any]) -> frozenset[str]:
+    """What the target group of a load balancer may call it: one by instance means the first interface."""
+    addresses = {one["PrivateIpAddress"] for one in interface.get("PrivateIpAddresses", ())}
+    is_first = interface.get("Attachment", {}).get("DeviceIndex", 0) == 0
+    return frozenset(addresses | ({instance} if is_first else set()))
 
 
 def _refuse_empty(spec: Spec, made: tuple[Machine, ...]) -> None:
@@ -145,13 +153,13 @@ def stopped_sources(call: Caller) -> dict[str, str]:
 # -- what targets lead to ----------------------------------------------------------------------------------------------
 
 
-def check_places(call: Caller, places: Iterable[str]) -> tuple[dict[str, bool], frozenset[str]]:
-    """For load balancers whether each has a UDP listener on 4789; and which places do not exist any more."""
-    listeners, lost = {}, set()
+def check_places(call: Caller, places: Iterable[str]) -> tuple[dict[str, Balancer], frozenset[str]]:
+    """The load balancers among them; and which places do not exist any more."""
+    balancers, lost = {}, set()
     for place in sorted(set(places)):
         try:
             if place.startswith("arn:"):
-                listeners[place] = _has_listener(call, place)
+                balancers[place] = _balancer(call, place)
             elif place.startswith("eni-"):
                 call("ec2", "describe_network_interfaces", NetworkInterfaceIds=[place])
             elif place.startswith("vpce-"):
@@ -160,7 +168,7 @@ def check_places(call: Caller, places: Iterable[str]) -> tuple[dict[str, bool], 
             if not is_gone(error.code) and error.code != "LoadBalancerNotFound":
                 raise
             lost.add(place)
-    return listeners, frozenset(lost)
+    return balancers, frozenset(lost)
 
 
 def _check_endpoint(call: Caller, identifier: str) -> None:
@@ -169,9 +177,28 @@ def _check_endpoint(call: Caller, identifier: str) -> None:
         raise ConfigError(f"target: {identifier} is an endpoint of type {found['VpcEndpointType']}: name one of a GWLB")
 
 
-def _has_listener(call: Caller, arn: str) -> bool:
+def _balancer(call: Caller, arn: str) -> Balancer:
+    """As far as its listener for copies, and what that sends them to."""
     answer = call("elbv2", "describe_listeners", LoadBalancerArn=arn)
-    return any(one["Port"] == VXLAN_PORT and one["Protocol"] in LISTENER_PROTOCOLS for one in answer["Listeners"])
+    listeners = [one for one in answer["Listeners"] if one["Port"] == VXLAN_PORT]
+    listeners = [one for one in listeners if one["Protocol"] in LISTENER_PROTOCOLS]
+    groups = {group for one in listeners for action in one.get("DefaultActions", ()) for group in _groups(action)}
+    members = [
+        member
+        for group in sorted(groups)
+        for member in call("elbv2", "describe_target_health", TargetGroupArn=group)["TargetHealthDescriptions"]
+    ]
+    return Balancer(
+        has_listener=bool(listeners),
+        members=frozenset(one["Target"]["Id"] for one in members),
+        healthy=sum(one["TargetHealth"]["State"] == "healthy" for one in members),
+    )
+
+
+def _groups(action: Mapping[str, Any]) -> set[str]:
+    """Target groups of an action, which has one or several."""
+    several = action.get("ForwardConfig", {}).get("TargetGroups", ())
+    return {one["TargetGroupArn"] for one in (action, *several) if "TargetGroupArn" in one}
 
 
 def places_of(inventory: Inventory) -> dict[str, str]:

@@ -71,3 +71,8 @@ def refusal(permission: str, status: int, reason: str, message: str) -> ApiError
         known = known or "Google says: {message}"
         text = known.format(permission=permission, message=message or "no more is told")
     return ApiError(f"{text} ({reason or status})", status, reason)
+
+
+def said(error: Exception) -> str:
+    """Of the library's errors, which may bear more than a text."""
+    return " ".join(str(error.args[0] if error.args else error).split()).rstrip(".")

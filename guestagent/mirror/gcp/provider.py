@@ -5,8 +5,6 @@ whatever the other client was given.
 """
 
 import json
-import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
@@ -15,14 +13,14 @@ from guestagent.errors import ConfigError, HostError, RunError
 from guestagent.mirror.gcp import model as gcp_model
 from guestagent.mirror.gcp import policy as gcp_policy
 from guestagent.mirror.gcp import read as gcp_read
-from guestagent.mirror.gcp.errors import TAKEN, ApiError, refusal
+from guestagent.mirror.gcp.clients import open_clients, region_of
+from guestagent.mirror.gcp.errors import TAKEN, ApiError, refusal, said
 from guestagent.mirror.gcp.health import healths
 from guestagent.mirror.gcp.read import Place
 from guestagent.mirror.plan import CREATE, DELETE, Step
 from guestagent.mirror.spec import Spec
 from guestagent.mirror.survey import Health, Survey
 
-SCOPE = "https://www.googleapis.com/auth/compute"
 CALL_SECONDS = 150
 """Of one call; the one that waits for an operation is answered within two minutes."""
 PATIENCE_SECONDS = 30.0
@@ -31,63 +29,11 @@ OPERATION_SECONDS = 600.0
 FIRST_PAUSE_SECONDS, MOST_PAUSE_SECONDS = 0.02, 1.0
 FIRST_WAIT_SECONDS, MOST_WAIT_SECONDS = 0.2, 8.0
 DONE = "DONE"
-ENDPOINT_VARIABLE, REGION_VARIABLE = "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE", "CLOUDSDK_COMPUTE_REGION"
-"""As gcloud has them: an endpoint of Private Service Connect, and the region where --region is not given."""
-CREDENTIALS_VARIABLE = "GOOGLE_APPLICATION_CREDENTIALS"
-_PLACE = re.compile(r"[a-z0-9:.-]+")
-"""A project or a region; a project may have a domain."""
 
 
 def connect(spec: Spec) -> "Gcp":
     """With Application Default Credentials. Raises ModuleNotFoundError, ConfigError, HostError."""
-    import google.auth
-    from google.api_core.client_options import ClientOptions
-    from google.auth.exceptions import GoogleAuthError
-    from google.cloud import compute_v1
-
-    from guestagent.mirror.metadata import own_region
-
-    try:
-        credentials, project = google.auth.default(scopes=[SCOPE])
-    except GoogleAuthError as error:
-        if path := os.environ.get(CREDENTIALS_VARIABLE):
-            raise HostError(f"{CREDENTIALS_VARIABLE}={path}: {_said(error)}") from error
-        raise HostError(
-            "no Google credentials: run `gcloud auth application-default login`, set GOOGLE_APPLICATION_CREDENTIALS, "
-            "or give the VM a service account"
-        ) from error
-    if not project:
-        raise ConfigError("no project: set GOOGLE_CLOUD_PROJECT, or run `gcloud config set project`")
-    region = spec.region or _region_of(spec.target) or os.environ.get(REGION_VARIABLE) or own_region("gcp")
-    if not region:
-        raise ConfigError(f"no region: give --region, or set {REGION_VARIABLE}")
-    for what, name in (("project", project), ("region", region)):
-        if not _PLACE.fullmatch(name):
-            raise ConfigError(f"{what}: {name!r} is no name of one")
-    endpoint = os.environ.get(ENDPOINT_VARIABLE, "").partition("/compute/")[0].rstrip("/")
-    common = {
-        "transport": "rest",
-        "credentials": credentials,
-        "client_options": ClientOptions(api_endpoint=endpoint or None),
-    }
-    clients = {
-        "packet_mirrorings": compute_v1.PacketMirroringsClient(**common),
-        "region_operations": compute_v1.RegionOperationsClient(**common),
-        "instances": compute_v1.InstancesClient(**common),
-        "forwarding_rules": compute_v1.ForwardingRulesClient(**common),
-        "projects": compute_v1.ProjectsClient(**common),
-    }
-    return Gcp(spec, clients, Place(project, region))
-
-
-def _said(error: Exception) -> str:
-    """Of the library's errors, which may bear more than a text."""
-    return " ".join(str(error.args[0] if error.args else error).split()).rstrip(".")
-
-
-def _region_of(target: str) -> str:
-    parts = target.split("/")
-    return parts[3] if len(parts) == 6 else ""
+    return Gcp(spec, *open_clients(spec))
 
 
 def policy(spec: Spec) -> str:
@@ -139,9 +85,9 @@ class Gcp:
         except (RequestException, TransportError) as error:
             raise _NotReachedError(f"Google was not reached: {type(error).__name__}: {error}") from error
         except GoogleAuthError as error:
-            raise HostError(f"Google's credentials do not work: {_said(error)}") from error
+            raise HostError(f"Google's credentials do not work: {said(error)}") from error
         except ParseError as error:
-            raise RunError(f"what answered is not Google: is a proxy in between? {_said(error)}") from error
+            raise RunError(f"what answered is not Google: is a proxy in between? {said(error)}") from error
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -171,8 +117,8 @@ class Gcp:
             if "/" in target
             else f"projects/{self._place.project}/regions/{self._place.region}/forwardingRules/{target}"
         )
-        if _region_of(url) != self._place.region:
-            raise ConfigError(f"target: it is in {_region_of(url)}, and Packet Mirroring stays in {self._place.region}")
+        if region_of(url) != self._place.region:
+            raise ConfigError(f"target: it is in {region_of(url)}, and Packet Mirroring stays in {self._place.region}")
         found = gcp_read.collector(self._call, url)
         if found is None:
             raise ConfigError(f"target: the forwarding rule {url} does not exist")
