@@ -1,6 +1,6 @@
 """Does the steps of a plan through a provider: each kind in its order, failures told apart, nothing done twice."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Protocol
@@ -47,7 +47,8 @@ def apply(
 ) -> Outcome:
     """Do the steps. One that fails does not stop those that do not need it; `progress` hears (done, all, what)."""
     todo = [step for step in steps if step.op != KEEP]
-    work = _Work(writer, identifiers(found))
+    found = list(found)
+    work = _Work(writer, identifiers(found), {one.id: set(map(str, one.properties.values())) for one in found})
     # Within a group of one kind the order does not matter.
     for (kind, _), group in groupby(todo, key=lambda step: (step.kind, step.op == DELETE)):
         made: dict[str, Step] = {}
@@ -60,10 +61,10 @@ def apply(
 
 
 class _Work:
-    """The steps under way. `ids` are the identifiers of what exists, by reference."""
+    """The steps under way. `ids` are the identifiers of what exists, by reference; `uses` what each refers to."""
 
-    def __init__(self, writer: Writer, ids: dict[Ref, str]) -> None:
-        self._writer, self._ids = writer, ids
+    def __init__(self, writer: Writer, ids: dict[Ref, str], uses: Mapping[str, Collection[str]]) -> None:
+        self._writer, self._ids, self._uses = writer, ids, uses
         self._is_repeatable = True
         self.outcome = Outcome()
 
@@ -100,11 +101,14 @@ class _Work:
                 self._writer.adopt(step)
                 self._ids[reference] = step.id
             case "delete":
-                if any(failed.op != DELETE or failed.kind != step.kind for failed, _ in self.outcome.failed):
-                    # What failed may still use it; the next run removes it.
+                if any(self._holds(failed, step) for failed, _ in self.outcome.failed):
                     raise RunError("it is kept, because an earlier step failed")
                 self._writer.delete(step)
         return ""
+
+    def _holds(self, failed: Step, step: Step) -> bool:
+        """Whether what failed still uses what is to go, or was to take its place; the next run removes it."""
+        return step.id in self._uses.get(failed.id, ()) or (failed.op != DELETE and failed.kind == step.kind)
 
     def confirm(self, kind: str, made: dict[str, Step]) -> None:
         """Make again what a token of an earlier, since deleted resource brought back as a mere identifier.

@@ -56,6 +56,8 @@ class Kind(NamedTuple):
     name: str
     is_unique: bool = False
     """The provider allows one resource of a key, whoever made it."""
+    is_leaf: bool = False
+    """Nothing refers to it and the provider allows so many: what is to go makes room for what comes."""
 
 
 def diff(
@@ -63,20 +65,22 @@ def diff(
 ) -> tuple[Step, ...]:
     """The steps, in an order in which they can be done. Raises ConfigError where a stranger's resource is in the way.
 
-    New and changed ones come in the order of the kinds, then what is to go in the reverse order.
+    New and changed ones come in the order of the kinds, then what is to go in the reverse order; of a leaf kind first.
     """
     wanted, found = list(wanted), sorted(found, key=lambda one: (one.kind, one.key, one.id))
     ours, surplus = _ours(wanted, found, adopt)
     _refuse_strangers(wanted, found, ours, kinds)
     ids = {ref: one.id for ref, one in ours.items()}
-    rank = {kind.name: number for number, kind in enumerate(kinds)}
-    steps: list[Step] = []
-    for want in sorted(wanted, key=lambda one: rank[one.kind]):
-        steps += _toward(want, ours.get(want.ref), ids)
     kept = {want.ref for want in wanted}
     surplus += [one for ref, one in ours.items() if ref not in kept]
-    for one in sorted(surplus, key=lambda one: -rank[one.kind]):
-        steps.append(Step(DELETE, one.kind, one.key, one.id, "the spec does not name it"))
+    first = {kind.name for kind in kinds if kind.is_leaf} & {want.kind for want in wanted}
+    steps: list[Step] = []
+    for kind in kinds:
+        steps += [_goes(one) for one in surplus if one.kind == kind.name and kind.name in first]
+        for want in wanted:
+            steps += _toward(want, ours.get(want.ref), ids) if want.kind == kind.name else []
+    for kind in reversed(kinds):
+        steps += [_goes(one) for one in surplus if one.kind == kind.name and kind.name not in first]
     return tuple(steps)
 
 
@@ -129,6 +133,10 @@ def _toward(want: Resource, have: Resource | None, ids: Mapping[Ref, str]) -> li
         names = ", ".join(sorted(changes))
         return [*adopted, Step(UPDATE, have.kind, have.key, have.id, f"other: {names}", changes)]
     return adopted or [Step(KEEP, have.kind, have.key, have.id)]
+
+
+def _goes(one: Resource) -> Step:
+    return Step(DELETE, one.kind, one.key, one.id, "the spec does not name it")
 
 
 def resolve(value: Any, ids: Mapping[Ref, str]) -> Any:

@@ -108,6 +108,37 @@ def test_another_target_is_made_before_the_old_one_goes(web: Fake, mirror_json: 
     assert [one["Type"] for one in web.objects["target"].values()] == ["network-load-balancer"]
 
 
+def test_what_goes_makes_room(web: Fake, mirror: Run) -> None:
+    """Ten rules of a filter, ten sources of an interface: both may be full, and a changed spec finds its place."""
+    for number in range(20, 31):
+        web.add_instance(number)
+    rules = [f"tcp/{number} local 10.{number}.0.0/16" for number in range(10)]
+    sources = [f"i-{number:017x}" for number in range(20, 31)]
+    words = ("create", "--name", "web", "--target", TARGET, "--source")
+    assert mirror(*words, ",".join(sources[:10]), "--filter", ",".join(rules[:5]))[0] == 0
+    assert (len(web.objects["filter_rule"]), len(web.objects["session"])) == (10, 10)
+
+    code, _, said = mirror(*words, ",".join(sources[1:]), "--filter", ",".join(rules), "--direction", "ingress")
+
+    assert code == 0, said
+    assert {one["TrafficDirection"] for one in web.objects["filter_rule"].values()} == {"ingress"}
+    assert f"eni-{30:017x}" in {one["NetworkInterfaceId"] for one in web.objects["session"].values()}
+
+
+def test_one_source_that_never_works_keeps_nothing_alive(web: Fake, mirror: Run) -> None:
+    """EC2 refuses one interface in each run: a source that left and the target that was given up go all the same."""
+    assert mirror("create", *WEB)[0] == 0
+    web.add_instance(4)
+    web.unsupported = {f"eni-{4:017x}"}
+    web.listeners[NLB] = [("UDP", 4789)]
+
+    code, _, said = mirror("create", "--name", "web", "--source", f"i-{2:017x},i-{4:017x}", "--target", NLB)
+
+    assert (code, "run the agent there" in said, "it is kept" in said) == (1, True, False)
+    assert [one["NetworkInterfaceId"] for one in web.objects["session"].values()] == [f"eni-{2:017x}"]
+    assert [one["Type"] for one in web.objects["target"].values()] == ["network-load-balancer"]
+
+
 def test_an_endpoint_of_a_gateway_load_balancer_is_a_target(web: Fake, mirror_json: Run, mirror: Run) -> None:
     """It is made of its type, has its own MTU, counts no sources, and status tells when it is gone."""
     words = ("--name", "web", "--source", "tag:role=web", "--target", GWLB)

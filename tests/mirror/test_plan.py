@@ -242,6 +242,31 @@ def test_a_failure_stops_only_what_needs_it() -> None:
     assert [step.id for step in outcome.done] == ["f2"]
 
 
+def test_what_a_failed_step_holds_is_kept() -> None:
+    """A session that could not be moved keeps its old target; a policy whose successor could not be made stays."""
+    found = [
+        Resource("target", "old", {}, "t1"),
+        Resource("target", "new", {}, "t2"),
+        Resource("session", "a", {"filter": "f0", "target": "t1"}, "s1"),
+    ]
+    memory = Memory([*found, Resource("filter", "f", {}, "f0", is_ours=False)])
+    steps = [
+        Step(UPDATE, "session", "a", "s1", changes={"filter": Ref("filter", "absent")}),
+        Step(DELETE, "target", "old", "t1"),
+        Step(DELETE, "target", "new", "t2"),
+        Step(CREATE, "filter", "b", changes={"filter": Ref("filter", "absent")}),
+        Step(DELETE, "filter", "f", "f0"),
+    ]
+
+    outcome = apply(steps, found, memory, lambda done, total, what: None)
+
+    assert [step.id for step in outcome.done] == ["t2"]
+    assert [text for step, text in outcome.failed if step.op == DELETE] == [
+        "it is kept, because an earlier step failed",
+        "it is kept, because an earlier step failed",
+    ]
+
+
 def test_what_fits_is_kept() -> None:
     """A property that the wish does not name is not compared."""
     found = [Resource("filter", "a", {"dns": 1, "vni": 7}, "f1")]

@@ -10,7 +10,7 @@ from guestagent.mirror.plan import Kind, Ref, Resource
 from guestagent.mirror.spec import DIRECTIONS, Match, Spec, matches
 
 FILTER, RULE, TARGET, SESSION = "filter", "rule", "target", "session"
-KINDS = (Kind(FILTER), Kind(RULE), Kind(TARGET), Kind(SESSION))
+KINDS = (Kind(FILTER), Kind(RULE, is_leaf=True), Kind(TARGET), Kind(SESSION, is_leaf=True))
 MANAGED_TAG, MIRROR_TAG = "guestagent-managed", "guestagent-mirror"
 
 
