@@ -3,13 +3,18 @@
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from guestagent.errors import HostError
 from guestagent.lab.hosts import Host, Lab
+from guestagent.mirror.metadata import Cloud
+from tests.mirror.ec2_fake import Fake
 from tests.mirror.metadata_fake import AWS, AZURE, GCP, serve
 
 
@@ -93,6 +98,52 @@ def test_botocore_reads_the_same_server(vm: Host) -> None:
     )
 
     assert vm.run([sys.executable, "-c", code]).stdout.strip() == AWS["/latest/meta-data/placement/region"]
+
+
+def serve_account(url_file: Path) -> None:
+    """An EC2 account with the fake's own instance and another one, until killed."""
+    fake = Fake()
+    fake.add_instance(2)
+    fake.add_instance(int("0123456789abcdef0", 16))
+    url_file.write_text(fake.url)
+    threading.Event().wait()
+
+
+@pytest.mark.root
+def test_self_is_this_instance_in_its_own_region(vm: Host, tmp_path: Path) -> None:
+    """`--source self` asks the metadata service which one this is, and without a configured region where."""
+    url_file = tmp_path / "url"
+    vm.start(serve, "aws")
+    vm.start(serve_account, url_file)
+    vm.wait_for_port(80)
+    deadline = time.monotonic() + 10
+    while not (url_file.exists() and url_file.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    environment |= {"AWS_ENDPOINT_URL": url_file.read_text(), "AWS_CONFIG_FILE": "/nonexistent"}
+    environment |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+
+    words = ["mirror", "aws", "plan", "--source", "self", "--json"]
+    done = vm.run([sys.executable, "-m", "guestagent", *words], env=environment)
+
+    assert [one["machine"] for one in json.loads(done.stdout)["machines"]] == [EXPECTED["aws"]["instance_id"]]
+
+
+@pytest.mark.parametrize(
+    "zone, region",
+    [
+        ("eu-central-1a", "eu-central-1"),
+        ("us-gov-west-1b", "us-gov-west-1"),
+        ("us-east-1-bos-1a", "us-east-1"),
+        ("us-east-1-wl1-bos-wlz-1", "us-east-1"),
+        ("europe-west3-b", "europe-west3"),
+        ("northamerica-northeast1-a", "northamerica-northeast1"),
+        ("", ""),
+    ],
+)
+def test_a_zone_tells_its_region(zone: str, region: str) -> None:
+    """Zones, local zones and wavelength zones begin with the region's name."""
+    assert Cloud("aws", "i-1", zone).region == region
 
 
 @pytest.mark.root
