@@ -104,7 +104,7 @@ make_venv() {
     touch "$stamp"
 }
 
-# One file out of a package that is not installed: no server, and nothing that would set up this machine. Where that
+# A file or folder out of a package that is not installed: no server, and nothing that would set up this machine. Where that
 # fails, the tests that need it skip.
 fetch() { # PACKAGE PATH-IN-IT DESTINATION
     scratch=$(mktemp -d)
@@ -125,5 +125,5 @@ if ! venv_works || ! [ "$stamp" -nt pyproject.toml ]; then
 fi
 command -v promtool >/dev/null 2>&1 || [ -x "$venv/bin/promtool" ] ||
     fetch prometheus ./usr/bin/promtool "$venv/bin/promtool"
-schema=./usr/lib/python3/dist-packages/cloudinit/config/schemas/schema-cloud-config-v1.json
-[ -e "$venv/share/cloud-config-schema.json" ] || fetch cloud-init "$schema" "$venv/share/cloud-config-schema.json"
+code=./usr/lib/python3/dist-packages/cloudinit
+[ -e "$venv/share/cloudinit" ] || fetch cloud-init "$code" "$venv/share/cloudinit"

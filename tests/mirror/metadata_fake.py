@@ -18,7 +18,7 @@ AWS = {
     "/latest/meta-data/tags/instance": "Name\nteam/role",
     "/latest/meta-data/tags/instance/Name": "web1",
     "/latest/meta-data/tags/instance/team/role": "front \x1b[31m",
-    "/latest/meta-data/placement/availability-zone/": "eu-central-1a",
+    "/latest/meta-data/placement/availability-zone": "eu-central-1a",
     "/latest/meta-data/placement/region": "eu-central-1",
 }
 GCP = {
@@ -36,6 +36,14 @@ AZURE = {
         "tagsList": [{"name": "role", "value": "web"}],
     }
 }
+
+
+def listing(path: str) -> str:
+    """The value, or the names below, of which those that have more below end in a slash; empty where nothing is."""
+    if path in AWS:
+        return AWS[path]
+    below = [one.removeprefix(f"{path}/").split("/") for one in AWS if one.startswith(f"{path}/")]
+    return "\n".join(dict.fromkeys(parts[0] + "/" * (len(parts) > 1) for parts in sorted(below, reverse=True)))
 
 
 def serve(cloud: str) -> None:
@@ -69,8 +77,8 @@ def serve(cloud: str) -> None:
         def _aws(self) -> None:
             if self.headers.get("X-aws-ec2-metadata-token") != TOKEN:
                 return self._reply(401)
-            path = unquote(self.path)
-            return self._reply(200, AWS[path]) if path in AWS else self._reply(404)
+            text = listing(unquote(self.path).rstrip("/"))
+            return self._reply(200, text) if text else self._reply(404)
 
         def _gcp(self) -> None:
             if self.headers.get("Metadata-Flavor") != "Google":

@@ -100,6 +100,40 @@ def test_botocore_reads_the_same_server(vm: Host) -> None:
     assert vm.run([sys.executable, "-c", code]).stdout.strip() == AWS["/latest/meta-data/placement/region"]
 
 
+READ_BY_CLOUD_INIT = """
+import importlib.util, json, sys
+sys.path.insert(0, sys.argv[1])
+from cloudinit import url_helper
+spec = importlib.util.spec_from_file_location("ec2", f"{sys.argv[1]}/cloudinit/sources/helpers/ec2.py")
+ec2 = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(ec2)
+asked = {"X-aws-ec2-metadata-token-ttl-seconds": "21600"}
+token = url_helper.readurl("http://169.254.169.254/latest/api/token", headers=asked, request_method="PUT").contents
+more = {"headers_cb": lambda url: {"X-aws-ec2-metadata-token": token.decode()}, "retries": 0, "timeout": 2}
+print(json.dumps([ec2.get_instance_metadata(**more), ec2.get_instance_identity(**more)]))
+"""
+"""Its EC2 reader as a file, as the package around it wants more than is here."""
+
+
+@pytest.mark.root
+def test_cloud_init_reads_the_same_server(vm: Host) -> None:
+    """cloud-init's own reader walks our fake's folders and finds the identity, the zone and the tags that we find."""
+    share = Path(sys.prefix) / "share"
+    if not (share / "cloudinit").exists():
+        pytest.skip("cloud-init's code not found: `make setup` fetches its package")
+    vm.start(serve, "aws")
+    vm.wait_for_port(80)
+
+    metadata, identity = json.loads(vm.run([sys.executable, "-c", READ_BY_CLOUD_INIT, str(share)]).stdout)
+
+    found = EXPECTED["aws"]
+    document = identity["document"]
+    assert (document["instanceId"], document["instanceType"]) == (found["instance_id"], found["kind"])
+    assert metadata["placement"]["availability-zone"] == found["zone"]
+    printable = {key: text.replace("\x1b", "") for key, text in metadata["tags"]["instance"].items()}
+    assert printable == dict(found["tags"])
+
+
 def serve_account(url_file: Path) -> None:
     """An EC2 account with the fake's own instance and another one, until killed."""
     fake = Fake()

@@ -19,7 +19,7 @@ from guestagent.cloudinit.render import FORMS, user_data, vendor_data
 from guestagent.config import load_run
 
 ROOT = Path(__file__).parents[2]
-SCHEMA = Path(sys.prefix) / "share" / "cloud-config-schema.json"
+SCHEMA = Path(sys.prefix) / "share" / "cloudinit" / "config" / "schemas" / "schema-cloud-config-v1.json"
 KEY = (
     "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nmDMEawsiNRYJKwYBBAHaRw8BAQ==\n=VpB/\n-----END PGP PUBLIC KEY BLOCK-----\n"
 )
