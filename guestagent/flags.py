@@ -116,7 +116,7 @@ MIRROR_OPTIONS = (
     option("--dns", **SWITCH, help="also questions to the provider's own resolver (aws)"),
     option("--vni", type=int, metavar="N", help="VXLAN network identifier; default: the provider picks one (aws, ovs)"),
     option("--packet-length", type=int, metavar="N", help="bytes of each packet; default: whole (aws, ovs)"),
-    option("--region", help="default: as the provider's own tools are configured"),
+    option("--region", help="default: as the provider's own tools are configured, else that of this VM"),
     option("--collector", metavar="URL", help="where the agents of machines without native mirroring send to"),
     option(
         "--db", metavar="ADDRESS", help="ovs: unix:PATH, tcp:HOST:PORT or ssl:HOST:PORT; default: this host's socket"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -574,13 +575,37 @@ def test_without_the_extra_it_is_a_sentence(web: Fake, mirror: Run, monkeypatch:
     assert "pip install 'guestagent[aws]'" in said
 
 
+MANUAL = Path(__file__).parents[2] / "docs" / "man" / "guestagent-mirror.1.md"
+
+
 def test_the_manual_has_every_flag() -> None:
     """Each flag of the verb stands in its man page."""
-    manual = (Path(__file__).parents[2] / "docs" / "man" / "guestagent-mirror.1.md").read_text()
+    manual = MANUAL.read_text()
     flags = {name for option in VERBS["mirror"].options for name in option.names if name.startswith("--")}
 
     assert len(flags) > 15
     assert not {flag for flag in flags if f"**{flag}**" not in manual}
+
+
+def test_what_manual_and_help_show_works(
+    ec2: Fake, mirror: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each line for AWS, in its order, with the manual's mirror.toml, in an account with what they name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("guestagent.mirror.aws.provider.PATIENCE_SECONDS", 0.2)
+    manual = MANUAL.read_text()
+    Path("mirror.toml").write_text(manual.partition("```toml\n")[2].partition("```")[0])
+    ec2.add_instance(1, tags={"role": "web"}, vpc="vpc-0a1b2c3d")
+    ec2.interfaces.add("eni-0a1b2c3d")
+    head = "guestagent mirror aws "
+    ran = []
+    for text in (manual, VERBS["mirror"].epilog):
+        for line in [one.strip() for one in text.splitlines() if one.strip().startswith(head)]:
+            words = shlex.split(line.removeprefix(head))
+            code, _, said = mirror(*words, *(["--yes"] if words[0] == "delete" else []))
+            assert code in ((0, 4) if words[0] == "plan" else (0,)), (line, said)
+            ran.append(words[0])
+    assert ran == ["plan", "plan", "create", "status", "delete", "policy", "plan", "create", "plan", "delete"]
 
 
 @pytest.mark.aws_live
