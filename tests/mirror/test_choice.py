@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
+from guestagent.mirror.aws.choice import survey
 from guestagent.mirror.aws.facts import eligible
+from guestagent.mirror.aws.model import Inventory, Machine, tags
 from guestagent.mirror.show import MOST_LINES, choices_text
+from guestagent.mirror.spec import Spec
 from guestagent.mirror.survey import Choice
 from tests.mirror.ec2_fake import Fake
 from tests.mirror.test_aws import TARGET
@@ -121,6 +124,33 @@ def test_five_thousand_interfaces_take_one_pass(ec2: Fake, mirror_json: Run) -> 
         "DescribeTrafficMirrorTargets": 1,
         "DescribeTrafficMirrorSessions": 1,
     }
+
+
+class Counted(dict[str, Any]):
+    """A session that counts how often it is looked at."""
+
+    looks = 0
+
+    def __getitem__(self, key: str) -> Any:
+        Counted.looks += 1
+        return super().__getitem__(key)
+
+
+def test_as_many_sessions_are_looked_at_a_few_times_each() -> None:
+    """With a session on each of the machines the work grows with their number, not with its square."""
+    count = 500
+    machines = tuple(Machine(f"i-{one}", "", "m5.large", "running", (f"eni-{one}",)) for one in range(count))
+    fields = {"TrafficMirrorTargetId": "tmt-1", "TrafficMirrorFilterId": "tmf-1", "SessionNumber": 1}
+    sessions = tuple(
+        Counted(TrafficMirrorSessionId=f"tms-{one}", NetworkInterfaceId=f"eni-{one}", Tags=tags("web"), **fields)
+        for one in range(count)
+    )
+    Counted.looks = 0
+
+    found = survey(Spec(name="web", target=TARGET), Inventory(machines, sessions=sessions, place="arn:x"))
+
+    assert sum(one.kind == "session" for one in found.wanted) == count
+    assert Counted.looks < 20 * count
 
 
 def test_an_interface_target_takes_so_many(ec2: Fake, mirror_json: Run) -> None:

@@ -1,7 +1,7 @@
 """AWS: native or agent, for each machine, and what the operator should know before. Pure."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from guestagent.mirror.aws import facts
 from guestagent.mirror.aws.model import (
@@ -21,19 +21,22 @@ from guestagent.mirror.survey import AGENT, NATIVE, Choice, Survey
 def survey(spec: Spec, inventory: Inventory) -> Survey:
     """The choice for each machine, and what the native ones need. Raises ConfigError."""
     wanted_rules(spec)  # too many are told also where nothing is to be made yet
-    choices = tuple(_choose(spec, machine, inventory) for machine in inventory.machines)
+    strangers = Counter(
+        one["NetworkInterfaceId"] for one in inventory.sessions if not is_own_session(one, spec.name, inventory)
+    )
+    targets = {target_key(one) for one in inventory.targets} | {inventory.place}
+    choices = tuple(_choose(spec, one, inventory, strangers, targets) for one in inventory.machines)
     choices = _within_target(choices, inventory)
     sources = [interface for one in choices if one.way == NATIVE for interface in one.interfaces]
     resources = wanted(spec, sources, inventory) if sources and spec.target else ()
     return Survey(choices, resources, found(spec.name, inventory), tuple(_warnings(spec, inventory, choices)))
 
 
-def _choose(spec: Spec, machine: Machine, inventory: Inventory) -> Choice:
+def _choose(
+    spec: Spec, machine: Machine, inventory: Inventory, strangers: Mapping[str, int], targets: Collection[str]
+) -> Choice:
+    """`strangers` are the sessions of others by interface, `targets` where any target leads."""
     verdict, reason = facts.eligible(machine.kind)
-    strangers = Counter(
-        one["NetworkInterfaceId"] for one in inventory.sessions if not is_own_session(one, spec.name, inventory)
-    )
-    targets = {target_key(one) for one in inventory.targets} | {inventory.place}
     behind = inventory.balancers.get(inventory.place, Balancer()).members
     refusals = [
         *((reason,) if verdict == "no" else ()),
@@ -44,9 +47,9 @@ def _choose(spec: Spec, machine: Machine, inventory: Inventory) -> Choice:
             if behind & machine.names.get(one, frozenset())
         ),
         *(
-            f"{one} has {strangers[one]} other sessions, and EC2 allows {facts.SESSIONS_PER_INTERFACE}"
+            f"{one} has {strangers.get(one, 0)} other sessions, and EC2 allows {facts.SESSIONS_PER_INTERFACE}"
             for one in machine.interfaces
-            if strangers[one] >= facts.SESSIONS_PER_INTERFACE
+            if strangers.get(one, 0) >= facts.SESSIONS_PER_INTERFACE
         ),
         *(() if machine.interfaces else machine.skipped or ("it has no interface that can be a source",)),
     ]

@@ -1,5 +1,6 @@
 """AWS: what was read, and what is wanted, as resources. Pure; the reading is read.py's, the choice choice.py's."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -160,7 +161,16 @@ def wanted(spec: Spec, sources: Sequence[str], inventory: Inventory) -> tuple[Re
     made = [Resource(FILTER, spec.name, {"dns": spec.dns}), *wanted_rules(spec)]
     if not spec.target.startswith("tmt-"):
         made.append(Resource(TARGET, spec.target))
-    return (*made, *(_wanted_session(spec, interface, inventory) for interface in sources))
+    by_interface = sessions_by_interface(inventory)
+    return (*made, *(_wanted_session(spec, one, by_interface.get(one, ()), inventory) for one in sources))
+
+
+def sessions_by_interface(inventory: Inventory) -> dict[str, list[Mapping[str, Any]]]:
+    """Whoever's; there may be thousands of both."""
+    found: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for one in inventory.sessions:
+        found[one["NetworkInterfaceId"]].append(one)
+    return found
 
 
 def wanted_rules(spec: Spec) -> list[Resource]:
@@ -192,10 +202,9 @@ def _wanted_rule(name: str, match: Match, number: int) -> Resource:
     return Resource(RULE, f"{match.direction}/{number}", properties)
 
 
-def _wanted_session(spec: Spec, interface: str, inventory: Inventory) -> Resource:
+def _wanted_session(spec: Spec, interface: str, on_it: Sequence[Mapping[str, Any]], inventory: Inventory) -> Resource:
     target = spec.target if spec.target.startswith("tmt-") else Ref(TARGET, spec.target)
     length = None if spec.packet_length == facts.WHOLE_PACKET_BYTES else spec.packet_length
-    on_it = [one for one in inventory.sessions if one["NetworkInterfaceId"] == interface]
     own = sorted(one["TrafficMirrorSessionId"] for one in on_it if is_own_session(one, spec.name, inventory))
     kept = [one["SessionNumber"] for one in on_it if one["TrafficMirrorSessionId"] in own[:1]]
     taken = {one["SessionNumber"] for one in on_it if one["TrafficMirrorSessionId"] not in own[:1]}
