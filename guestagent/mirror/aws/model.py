@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 from guestagent.errors import ConfigError
@@ -208,7 +209,7 @@ def _wanted_session(spec: Spec, interface: str, on_it: Sequence[Mapping[str, Any
     own = sorted(one["TrafficMirrorSessionId"] for one in on_it if is_own_session(one, spec.name, inventory))
     kept = [one["SessionNumber"] for one in on_it if one["TrafficMirrorSessionId"] in own[:1]]
     taken = {one["SessionNumber"] for one in on_it if one["TrafficMirrorSessionId"] not in own[:1]}
-    free = next(number for number in (*kept, *range(1, facts.MOST_SESSION_NUMBER)) if number not in taken)
+    free = next(number for number in chain(kept, range(1, facts.MOST_SESSION_NUMBER)) if number not in taken)
     properties = {"filter": Ref(FILTER, spec.name), "target": target, "session_number": free, "packet_length": length}
     if spec.vni is not None:
         properties["vni"] = spec.vni
