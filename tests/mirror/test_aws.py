@@ -471,6 +471,17 @@ def test_a_selection_of_nothing_removes_nothing(web: Fake, mirror: Run) -> None:
     assert len(web.objects["session"]) == 2
 
 
+def test_one_source_of_several_that_selects_nothing_is_told(web: Fake, mirror_json: Run) -> None:
+    """A tag or a subnet may be empty for a while, or be a mistake: a note for each, and none for the others."""
+    sources = "tag:role=web,tag:role=wbe,subnet-00000001,subnet-00000002"
+
+    code, plan, _ = mirror_json("plan", "--source", sources)
+
+    assert code == 0
+    idle = [text for text in plan["warnings"] if "selects no instance" in text]
+    assert idle == ["subnet-00000002 selects no instance now", "tag:role=wbe selects no instance now"]
+
+
 def test_status_tells_what_is_broken(web: Fake, mirror_json: Run) -> None:
     """In order: 0. A load balancer without its listener, or a target that vanished: 1 and the reason."""
     web.listeners[NLB] = [("TCP", 4789), ("UDP", 53)]
@@ -507,6 +518,7 @@ def test_a_spec_may_be_a_file(web: Fake, mirror_json: Run, mirror: Run, tmp_path
         ("plan",),
         ("create", "--name", "web", "--source", "tag:a=b"),
         ("create", *WEB, "--filter", "tcp/80,tcp/443"),
+        ("create", *WEB, "--filter", "sctp/80"),
         ("create", *WEB[:-1], "eni-0123456789"),
         ("plan", "--source", "self"),
         ("status",),

@@ -270,6 +270,7 @@ def test_what_passes_is_waited_for(web: Fake, mirror_gcp_json: Run, handler: str
         (Refusal(401, "authError"), "does not take these credentials"),
         (Refusal(412, "conditionNotMet", "Constraint x violated"), "Constraint x violated"),
         (Refusal(400, "invalid", "Invalid value for field 'resource.x'"), "refuses a value: Invalid value"),
+        (Refusal(407, ""), "a proxy on the way wants a log-in"),
         (Refusal(418, "teapot", "as never\nseen"), "Google says: as never seen (teapot)"),
         (Refusal(503, "backendError"), "failed inside"),
     ],

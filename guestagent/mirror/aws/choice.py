@@ -102,7 +102,7 @@ def _warnings(spec: Spec, inventory: Inventory, choices: Iterable[Choice]) -> li
     native = [one for one in choices if one.way == NATIVE]
     sources = {interface for one in native for interface in one.interfaces}
     stopped = [one.id for one in inventory.machines if one.state != "running" and sources & set(one.interfaces)]
-    said = []
+    said = [f"{one} selects no instance now" for one in inventory.idle]
     if sources:
         said.append(f"cost: {facts.monthly_cost(len(sources))}; EC2 bills a session also while its source is stopped")
     if stopped:

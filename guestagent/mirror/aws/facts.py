@@ -32,6 +32,8 @@ RULES_PER_FILTER = 10
 SOURCES_PER_INTERFACE_TARGET = 10
 SOURCES_PER_LARGEST_TARGET = 100
 """Where the target is of the largest size of its family."""
+WITH_PORTS = {6, 17}
+"""Protocols whose ports a rule may name."""
 MOST_SESSION_NUMBER = 32_766
 WHOLE_PACKET_BYTES = 8500
 VXLAN_PORT = 4789

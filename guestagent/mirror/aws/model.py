@@ -46,6 +46,8 @@ class Inventory:
     """The answers of EC2, as botocore gives them."""
 
     machines: tuple[Machine, ...] = ()
+    idle: tuple[str, ...] = ()
+    """Sources that select nothing."""
     filters: tuple[Mapping[str, Any], ...] = ()
     targets: tuple[Mapping[str, Any], ...] = ()
     sessions: tuple[Mapping[str, Any], ...] = ()
@@ -176,6 +178,8 @@ def sessions_by_interface(inventory: Inventory) -> dict[str, list[Mapping[str, A
 
 def wanted_rules(spec: Spec) -> list[Resource]:
     """Raises ConfigError where a filter can't hold them."""
+    if any(rule.ports and rule.protocol not in facts.WITH_PORTS for rule in spec.filter):
+        raise ConfigError("filter: EC2 takes ports of tcp and udp alone: leave the port of sctp out")
     lists = matches(spec)
     count = sum(map(len, lists.values()))
     if count > facts.RULES_PER_FILTER:

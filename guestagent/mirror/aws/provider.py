@@ -111,12 +111,12 @@ class Aws:
     def survey(self, spec: Spec, adopt: Sequence[str] = ()) -> Survey:
         """Read the inventory and what exists. Raises ConfigError, RunError."""
         inventory = aws_read.mirror_objects(self._call, adopt)
-        found = aws_read.machines(self._call, spec, _own_instance)
+        found, idle = aws_read.machines(self._call, spec, _own_instance)
         place = aws_model.place_of(spec.target, inventory)
         balancers, lost = aws_read.check_places(self._call, [place] if place == spec.target else [])
         if place in lost:
             raise ConfigError(f"target: {place} does not exist in this region")
-        return survey(spec, replace(inventory, machines=found, place=place, balancers=balancers))
+        return survey(spec, replace(inventory, machines=found, idle=idle, place=place, balancers=balancers))
 
     def mirrors(self) -> list[Health]:
         """All mirrors of ours with what keeps each from working."""

@@ -54,20 +54,26 @@ def mirror_objects(call: Caller, adopted: Iterable[str] = ()) -> Inventory:
 # -- machines ----------------------------------------------------------------------------------------------------------
 
 
-def machines(call: Caller, spec: Spec, self_id: Callable[[], str]) -> tuple[Machine, ...]:
-    """What any source selects within the spec's network and tags. Raises ConfigError where one selects nothing."""
+def machines(call: Caller, spec: Spec, self_id: Callable[[], str]) -> tuple[tuple[Machine, ...], tuple[str, ...]]:
+    """What any source selects within the spec's network and tags, and which tags and subnets select nothing.
+
+    Raises ConfigError where that is all, or where an instance or interface is named that is not there.
+    """
     narrow = [_filter("instance-state-name", ["pending", "running", "stopping", "stopped"])]
     narrow += [_filter("vpc-id", [spec.vpc])] if spec.vpc else []
     narrow += [_filter(f"tag:{key}", [value]) for key, value in spec.tag]
     found: dict[str, tuple[Mapping[str, Any], set[str]]] = {}
-    for filters, wants in _selections(spec, self_id):
+    idle = {one for one in spec.source if one.startswith(("tag:", "subnet-"))}
+    for filters, wants, source in _selections(spec, self_id):
         for reservation in pages(call, "describe_instances", "Reservations", Filters=[*filters, *narrow]):
             for raw in reservation["Instances"]:
-                chosen = {one["NetworkInterfaceId"] for one in raw.get("NetworkInterfaces", ()) if wants(one)}
-                found.setdefault(raw["InstanceId"], (raw, set()))[1].update(chosen)
+                chosen = [one for one in raw.get("NetworkInterfaces", ()) if wants(one)]
+                names = {one["NetworkInterfaceId"] for one in chosen}
+                found.setdefault(raw["InstanceId"], (raw, set()))[1].update(names)
+                idle -= {source, *(one.get("SubnetId", "") for one in chosen)}
     made = tuple(_machine(raw, chosen) for _, (raw, chosen) in sorted(found.items()))
     _refuse_empty(spec, made)
-    return made
+    return made, tuple(sorted(idle))
 
 
 def _filter(name: str, values: list[str]) -> dict[str, Any]:
@@ -77,11 +83,11 @@ def _filter(name: str, values: list[str]) -> dict[str, Any]:
 Wants = Callable[[Mapping[str, Any]], bool]
 
 
-def _selections(spec: Spec, self_id: Callable[[], str]) -> Iterator[tuple[list[dict[str, Any]], Wants]]:
-    """Filters of describe calls, and which interfaces of the answer are meant."""
+def _selections(spec: Spec, self_id: Callable[[], str]) -> Iterator[tuple[list[dict[str, Any]], Wants, str]]:
+    """Filters of describe calls, which interfaces of the answer are meant, and the source where it is a tag."""
     sources = [self_id() if one == "self" else one for one in spec.source]
     if not sources:
-        yield [], lambda one: True
+        yield [], lambda one: True, ""
     for prefix, name, field in (
         ("i-", "instance-id", ""),
         ("eni-", "network-interface.network-interface-id", "NetworkInterfaceId"),
@@ -89,11 +95,11 @@ def _selections(spec: Spec, self_id: Callable[[], str]) -> Iterator[tuple[list[d
     ):
         values = sorted({one for one in sources if one.startswith(prefix)})
         for start in range(0, len(values), MOST_FILTER_VALUES):
-            yield [_filter(name, values[start : start + MOST_FILTER_VALUES])], _among(field, frozenset(values))
-    for one in sources:
-        if one.startswith("tag:"):
-            key, value = tag_of(one.removeprefix("tag:"), "source")
-            yield [_filter(f"tag:{key}", [value])], lambda one: True
+            yield [_filter(name, values[start : start + MOST_FILTER_VALUES])], _among(field, frozenset(values)), ""
+    for source in sources:
+        if source.startswith("tag:"):
+            key, value = tag_of(source.removeprefix("tag:"), "source")
+            yield [_filter(f"tag:{key}", [value])], lambda one: True, source
 
 
 def _among(field: str, values: frozenset[str]) -> Wants:

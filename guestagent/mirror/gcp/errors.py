@@ -34,6 +34,7 @@ _BY_STATUS = {
     401: "Google does not take these credentials: check the key and the clock, or log in again with gcloud",
     403: f"the role may not: it lacks {{permission}}; {_ROLE}",
     404: "something does not exist: {message}",
+    407: "a proxy on the way wants a log-in: see HTTPS_PROXY",
     429: f"Google throttles the project's calls: {_WAIT}",
 }
 GONE = frozenset({"notFound", "RESOURCE_NOT_FOUND"})
