@@ -181,7 +181,7 @@ def check_reached(fake: Fake, clients: Mapping[str, Any], spec: Spec) -> None:
     assert not has_changes(diff(survey.wanted, survey.found, provider.kinds))
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much])
 @given(specs(), accounts(), st.integers(1, 40))
 def test_any_account_is_led_to_the_spec(
     ec2: Fake, clients: Mapping[str, Any], spec: Spec, account: dict[str, dict[str, Body]], dies_after: int
