@@ -29,6 +29,14 @@ Run = Callable[..., tuple[int, Any, str]]
         ("t2.micro", "no"),
         ("c7gn.large", "no"),
         ("m8g.large", "unknown"),
+        ("m8g.metal-24xl", "unknown"),
+        ("p6-b200.48xlarge", "unknown"),
+        ("trn2.48xlarge", "unknown"),
+        ("g7e.2xlarge", "unknown"),
+        ("mac-m4.metal", "unknown"),
+        ("i7ie.large", "no"),
+        ("hpc7g.4xlarge", "no"),
+        ("p2.xlarge", "no"),
         ("i3.metal", "yes"),
         ("m7i.metal-24xl", "no"),
         ("u-6tb1.metal", "no"),
@@ -38,7 +46,7 @@ Run = Callable[..., tuple[int, Any, str]]
     ],
 )
 def test_the_table_of_families(kind: str, verdict: str) -> None:
-    """On the list yes, older than it no, newer unknown; bare metal has its own list."""
+    """On the list yes; newer than the newest of its letters there unknown, else no; bare metal has its own list."""
     assert eligible(kind)[0] == verdict
 
 

@@ -24,8 +24,20 @@ MIRRORED_METAL_FAMILIES = frozenset(
     m5 m5d m6g m6gd mac1 mac2 mac2-m1ultra mac2-m2 mac2-m2pro a1 c5 c5d c6g c6gd r5 r5b r5d r6g r6gd x2gd z1d i3 g5g
     """.split()
 )
-LAST_KNOWN_GENERATION = 7
-"""Families of a later one may have come to the list since."""
+_GENERATION = re.compile(r"([a-z]+)(\d+)")
+"""Of a family: `p5en` is of the fifth of `p`."""
+
+
+def _newest() -> dict[str, int]:
+    newest: dict[str, int] = {}
+    for family in MIRRORED_FAMILIES:
+        if found := _GENERATION.match(family):
+            newest[found[1]] = max(newest.get(found[1], 0), int(found[2]))
+    return newest
+
+
+NEWEST_GENERATIONS = _newest()
+"""On the list, by letters. A later one may have come to it since."""
 
 SESSIONS_PER_INTERFACE = 3
 RULES_PER_FILTER = 10
@@ -45,7 +57,6 @@ OVERHEAD_V6_BYTES = 74
 USD_PER_SESSION_HOUR = 0.015
 """The example of AWS's VPC pricing page in PRICE_DATE, for US East (Ohio). AWS's price list has the last word."""
 HOURS_PER_MONTH = 730
-_GENERATION = re.compile(r"[a-z]+(\d+)")
 
 
 def eligible(instance_type: str) -> tuple[str, str]:
@@ -55,7 +66,8 @@ def eligible(instance_type: str) -> tuple[str, str]:
     if family in table:
         return "yes", f"{instance_type} can be mirrored (list of {FACTS_DATE})"
     found = _GENERATION.match(family)
-    if family not in MIRRORED_FAMILIES and (not found or int(found[1]) > LAST_KNOWN_GENERATION):
+    is_newer = not found or int(found[2]) > NEWEST_GENERATIONS.get(found[1], 0)
+    if family not in MIRRORED_FAMILIES and is_newer:
         return "unknown", f"{instance_type} is not on the list of {FACTS_DATE}, maybe newer: EC2 has the last word"
     return "no", f"{instance_type} cannot be mirrored (not on the list of {FACTS_DATE})"
 
