@@ -5,11 +5,14 @@ from typing import Any
 
 from guestagent.capture.engine import Capture, Wish
 from guestagent.capture.source import RetiredBlock
+from guestagent.collector.registry import Registry
+from guestagent.collector.run import Run
+from guestagent.collector.sinks.nothing import NothingSink
 from guestagent.desk import Desk
 from guestagent.sharing import Share, Sharing
 from guestagent.tapstream.hello import CollectorHello
 from guestagent.tapstream.session import Pending
-from tests.fakes import EPOCH_NS, FakeSource
+from tests.fakes import EPOCH_NS, FakeSource, parsed
 
 BLOCKS = 8
 
@@ -43,31 +46,44 @@ def desk_of(*sources: FakeSource) -> Desk:
 
 
 class FileCollector:
-    """A collector that writes files: what it took it has, also after kill -9; it tells when it is asked."""
+    """A collector that writes files: what it took it has, also after kill -9; it tells when it is asked.
+
+    What it says comes from its own books (collector.run); `frames` is what it really has.
+    """
 
     def __init__(self, share: Share, name: str) -> None:
         self.share, self.name = share, name
+        self._registry = Registry(NothingSink(), name, "0.1")
+        self._run: Run | None = None
         self.is_connected = False
         self.on_the_way: deque[tuple[Pending, bytes]] = deque()
         self.frames: dict[int, tuple[int, int]] = {}
         """(records, stale ones) by sequence."""
-        self.held = self.place = 0
-        """The last frame that it has, and the last that has passed it."""
         self.told = 0
         """The last frame that the agent knows it has."""
 
-    def stale(self) -> dict[int, int]:
-        """As an ACK tells it; interface 0 has them all."""
-        return {0: sum(stale for _, stale in self.frames.values())}
+    @property
+    def run(self) -> Run:
+        """Its side of the agent's run."""
+        assert self._run is not None
+        return self._run
+
+    @property
+    def _held(self) -> int:
+        return max(self.frames, default=0)
+
+    def hear(self) -> CollectorHello:
+        """An agent's hello, on a new connection; the answer, which may never reach the agent."""
+        hello = self.share.hello()
+        assert hello.acknowledged.get(self.name, 0) == self.told
+        self.lose_connection()
+        self._run, answer = self._registry.open(hello)
+        return answer
 
     def connect(self) -> None:
-        """Greet, as the collector's Run does."""
-        hello = self.share.hello()
-        answer = CollectorHello(self.name, "", self.held or None, self.stale())
-        assert hello.acknowledged.get(self.name, 0) == self.told
-        self.place = max(self.place, hello.first_sequence - 1)
-        self.told = self.held
-        self.on_the_way.clear()
+        """Greet, and go on with the run."""
+        answer = self.hear()
+        self.told = self._held
         self.is_connected = True
         self.share.resumed(answer)
 
@@ -75,23 +91,24 @@ class FileCollector:
         """The agent writes one more frame into the connection."""
         pending = self.share.next_frame(0.0)
         if pending is not None:
-            self.on_the_way.append((pending, bytes(pending.frame)))
+            self.on_the_way.append((pending, _bytes_of(pending)))
         return pending is not None
 
     def receive(self) -> None:
         """Take one frame: it is the next one, and its memory is still what it was."""
         pending, sent = self.on_the_way.popleft()
-        assert bytes(pending.frame) == sent, "a frame went back while it was being sent"
-        assert pending.sequence == self.place + 1
-        self.held = self.place = pending.sequence
+        assert _bytes_of(pending) == sent, "a frame went back while it was being sent"
+        self.run.frame(parsed(sent), 0.0)
+        self.run.flush(0.0)
+        assert (0, 0) == (self.run.place.gaps, self.run.place.duplicates)
         loan = pending.loan
         stale = loan.source.stale_of[loan.block.number] if loan else 0
         self.frames[pending.sequence] = (loan.records if loan else 0, stale)
 
     def acknowledge(self) -> None:
         """Say how far it has everything."""
-        self.told = max(self.told, self.held)
-        self.share.acknowledged(self.place, self.name, {"unsupported_gso": {"0": self.stale()[0]}})
+        self.told = self._held
+        self.share.acknowledged(self.run.acknowledged_sequence, self.name, self.run.notes())
 
     def lose_connection(self) -> bool:
         """What is on the way is lost."""
@@ -102,6 +119,10 @@ class FileCollector:
     def known(self) -> int:
         """Packets that the agent knows it has."""
         return sum(records - stale for at, (records, stale) in self.frames.items() if at <= self.told)
+
+
+def _bytes_of(pending: Pending) -> bytes:
+    return bytes(pending.frame) + bytes(pending.body or b"")
 
 
 def sharing_of(ring: WatchedRing, count: int = 2) -> tuple[Sharing, list[FileCollector]]:

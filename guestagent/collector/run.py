@@ -30,9 +30,11 @@ class Run:
         self.known_before = resume is not None
         self.place = ReceiveState(hello.first_sequence - 1)
         if resume:
-            self.place = ReceiveState(resume.sequence, unsupported_gso=dict(resume.stale))
+            self.place = ReceiveState(resume.sequence, resume.sequence, unsupported_gso=dict(resume.stale))
         self.acks = AckClock(hello.ring_bytes)
         self.acknowledged_sequence = self.place.held_sequence
+        self._safe_sequence = self.place.taken_sequence
+        """The last frame that was taken and is safe; `acknowledged_sequence` may be beyond, where frames were skipped."""
         self.received = self.received_bytes = self.written = self.malformed = 0
         self.last_frame_ns = hello.started_ns
         self.broken_ns = 0
@@ -42,17 +44,16 @@ class Run:
     def resume_at(self, hello: AgentHello, collector_id: str) -> int | None:
         """The sequence to answer to a hello of this run: what is safe, not what waits in memory; None for nothing.
 
-        What another collector has is skipped, and was never held.
+        What another collector has is skipped, and was never held: the agent may not hear this answer, and asks again.
         """
         for facts in hello.interfaces:
             if not self.track.knows(facts.id):
                 self._describe(facts)
         self._make_safe()
         self.broken_ns = 0
-        held = self.acknowledged_sequence or None
         if self.place.skip_to(hello.first_sequence - 1, hello.acknowledged.get(collector_id, 0)):
             self.acknowledged_sequence = self.place.held_sequence
-        return held
+        return self._safe_sequence or None
 
     def _describe(self, facts: Interface) -> None:
         """Each mark lists all interfaces of the run, so there is a bound to them."""
@@ -123,6 +124,7 @@ class Run:
         done = self.track.flush()
         if done:
             self.acknowledged_sequence = self.place.held_sequence
+            self._safe_sequence = self.place.taken_sequence
         return done
 
     def notes(self) -> dict[str, Any]:

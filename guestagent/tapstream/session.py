@@ -113,6 +113,9 @@ class ReceiveState:
     """The collector's place in one run, and its counts."""
 
     held_sequence: int = 0
+    """Nothing up to here is waited for: it was taken, or skipped."""
+    taken_sequence: int = 0
+    """The last frame that came and was taken."""
     gaps: int = 0
     """Numbered frames that never came."""
     duplicates: int = 0
@@ -144,7 +147,7 @@ class ReceiveState:
     def hold(self, sequence: int) -> None:
         """This frame is taken; frames that were skipped before it are counted."""
         self.gaps += sequence - self.held_sequence - 1
-        self.held_sequence = sequence
+        self.held_sequence = self.taken_sequence = sequence
 
 
 ACK_SECONDS = 0.02

@@ -196,6 +196,25 @@ def test_an_agent_that_went_on_elsewhere(registry: Registry, first: int, ours: i
     assert (gaps, max(0, first - 4) - gaps) == (run.place.gaps, run.place.elsewhere)
 
 
+@pytest.mark.parametrize("taken", [0, 3])
+def test_what_was_skipped_is_never_said_to_be_held(registry: Registry, taken: int) -> None:
+    """An answer may get lost, and the agent greets again: each one names what we took, though the first skipped more.
+
+    An agent that copies to several collectors counts what the answer names as delivered here.
+    """
+    run, _ = registry.open(agent_hello())
+    for sequence in range(1, taken + 1):
+        take(run, packets_frame(sequence, [packet(sequence)]))
+    for first in (20, 20, 30):
+        _, answer = registry.open(agent_hello(first_sequence=first))
+        assert (taken or None) == answer.held_sequence
+    assert 29 == run.acknowledged_sequence
+    take(run, packets_frame(30, [packet(30)]))
+    _, answer = registry.open(agent_hello(first_sequence=30))
+
+    assert (30, 0) == (answer.held_sequence, run.place.gaps)
+
+
 def test_a_run_that_begins_elsewhere_has_no_gap(registry: Registry) -> None:
     """The first hello says which frame comes first; what was before is no loss of this collector's."""
     run, answer = registry.open(agent_hello(first_sequence=50))
