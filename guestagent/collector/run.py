@@ -34,7 +34,7 @@ class Run:
         self.acks = AckClock(hello.ring_bytes)
         self.acknowledged_sequence = self.place.held_sequence
         self._safe_sequence = self.place.taken_sequence
-        """The last frame that was taken and is safe; `acknowledged_sequence` may be beyond, where frames were skipped."""
+        """The last frame that was taken and is safe; where frames were skipped, `acknowledged_sequence` is beyond."""
         self.received = self.received_bytes = self.written = self.malformed = 0
         self.last_frame_ns = hello.started_ns
         self.broken_ns = 0
