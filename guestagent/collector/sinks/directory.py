@@ -2,8 +2,10 @@
 
 import logging
 import os
+import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -75,15 +77,14 @@ class DirectorySink:
 
     def _mend(self, folder: Path) -> None:
         """Cut torn ends off the files that a killed collector was writing, and remember how far their runs came."""
-        files = sorted(folder.glob("*.pcapng"), key=_age)
-        for path in files[-_FILES_TO_MEND:]:
+        for facts, path in _files(folder)[-_FILES_TO_MEND:]:
             try:
                 found = recover_file(path, from_last_mark=True)
             except OSError as error:
                 raise ConfigError(f"{path} can't be read: {error.strerror}; choose another --write") from error
             if found is None:
                 continue
-            if found.whole_bytes < path.stat().st_size:
+            if found.whole_bytes < facts.st_size:
                 open_file(path, exclusive=False, whole_bytes=found.whole_bytes).close()
             for run_id, place in found.runs.items():
                 _, other = self._left.get(run_id, (path, found))
@@ -127,9 +128,21 @@ def _within_limit(rotation: Rotation, largest_bytes: float) -> Rotation:
     return replace(rotation, rotate_bytes=int(min(rotation.rotate_bytes or inf, largest_bytes / 2)))
 
 
-def _age(path: Path) -> tuple[int, int, str]:
+def _files(folder: Path) -> list[tuple[os.stat_result, Path]]:
+    """The captures in a folder, oldest first; not what else has such a name, or is gone by now."""
+    found = []
+    for path in folder.glob("*.pcapng"):
+        with suppress(OSError):
+            facts = path.lstat()
+            if stat.S_ISREG(facts.st_mode):
+                found.append((facts, path))
+    return sorted(found, key=_age)
+
+
+def _age(file: tuple[os.stat_result, Path]) -> tuple[int, int, str]:
     """Files of one tick of the kernel's clock are told apart by their number."""
-    return path.stat().st_mtime_ns, len(path.name), path.name
+    facts, path = file
+    return facts.st_mtime_ns, len(path.name), path.name
 
 
 class _Pages:
@@ -163,14 +176,18 @@ class _Pages:
         """Delete the oldest files while the folder holds more than is to be kept; never the one being written."""
         if not self.rotation.retain_bytes:
             return
-        files = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in self.folder.glob("*.pcapng"))
-        excess = sum(size for _, size, _ in files) - self.rotation.retain_bytes
-        for _, size, path in files:
+        files = _files(self.folder)
+        excess = sum(facts.st_size for facts, _ in files) - self.rotation.retain_bytes
+        for facts, path in files:
             if excess <= 0:
                 return
             if path != self.current:
-                path.unlink(missing_ok=True)
-                excess -= size
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    log.warning("%s can't be deleted, more than retain_bytes is kept: %s", path, error.strerror)
+                else:
+                    excess -= facts.st_size
 
 
 class _FileTrack(Track):

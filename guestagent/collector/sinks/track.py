@@ -172,6 +172,8 @@ def resume_of(place: reader.RunPlace | None) -> Resume | None:
 
 def recover_file(path: Path, *, from_last_mark: bool) -> reader.Recovered | None:
     """How far one of our files came; None for a file that is not ours."""
+    if not path.is_file():
+        return None
     if path.stat().st_size == 0:
         return reader.Recovered()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
