@@ -20,7 +20,7 @@ from guestagent.collector.sinks.shared import SharedSink, single_file
 from guestagent.errors import ConfigError
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Kind
-from guestagent.tapstream.hello import AgentHello, encode_interface
+from guestagent.tapstream.hello import MOST_TAG_CHARACTERS, MOST_TAGS, AgentHello, encode_interface
 from tests.fakes import RUN_ID, agent_hello, block_frame, interface, packets_frame, parsed, run_of_records
 
 Sink = DirectorySink | SharedSink
@@ -350,3 +350,36 @@ def test_a_finished_run_is_not_resumed_into(tmp_path: Path) -> None:
     assert 1 == len(changed)
     assert list(islice(tmp_path.rglob("*.pcapng"), 3))[2:] == []
     assert expected_packets(script(), script(9)) == written_packets(tmp_path)
+
+
+def test_a_file_that_many_tags_head_is_ours(tmp_path: Path) -> None:
+    """The most and longest tags that a config takes make a long section header; a run goes on behind that, too."""
+    tags = {f"{number:064d}": "標" * MOST_TAG_CHARACTERS for number in range(MOST_TAGS)}
+    agents = [Agent(agent_hello(tags=tags), script())]
+    sink = DirectorySink(tmp_path, Rotation())
+    serve(sink, agents, last=5)
+    abandon(sink)
+
+    serve(DirectorySink(tmp_path, Rotation()), agents).close()
+
+    assert 1 == len(list(tmp_path.rglob("*.pcapng")))
+    assert expected_packets(script()) == written_packets(tmp_path)
+
+
+def test_a_file_that_can_not_be_opened_at_once_is_resumed_into_later(tmp_path: Path) -> None:
+    """A collector that is out of files when a run comes back does not forget what it holds of it."""
+    agents = agents_of(1)
+    sink = DirectorySink(tmp_path, Rotation())
+    serve(sink, agents, last=5)
+    abandon(sink)
+    sink = DirectorySink(tmp_path, Rotation())
+    with (
+        mock.patch("guestagent.collector.sinks.directory.open_file", side_effect=ConfigError("too many open files")),
+        pytest.raises(ConfigError, match="too many open files"),
+    ):
+        sink.open_run(agents[0].hello_now)
+
+    serve(sink, agents).close()
+
+    assert 1 == len(list(tmp_path.rglob("*.pcapng")))
+    assert expected_packets(script()) == written_packets(tmp_path)

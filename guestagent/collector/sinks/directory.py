@@ -96,11 +96,12 @@ class DirectorySink:
         folder = self._root / hello.agent_id
         make_directory(folder)
         run_id = bytes.fromhex(hello.run_id)
-        path, found = self._left.pop(run_id, (None, None))
+        path, found = self._left.get(run_id, (None, None))
         if path is not None and not (path.parent == folder and path.exists()):
             path = found = None  # retention took it, or it is another agent's
         pages = _Pages(folder, hello.started_ns, self._rotation, self._fsync)
         track = _FileTrack(hello, pages, path, found, wire_size=self._wire_size)
+        self._left.pop(run_id, None)  # not before: where a file could not be opened, the agent comes back for it
         self._tracks = [one for one in self._tracks if not one.closed] + [track]
         return track, resume_of(found.runs[run_id] if found else None)
 

@@ -19,9 +19,6 @@ from guestagent.encap.segment import Segmenter
 from guestagent.model import Interface
 from guestagent.tapstream.hello import AgentHello
 
-_SECTION_BYTES = 4096
-"""Our section header, with the longest names, is under 1 KB."""
-
 
 @dataclass(frozen=True, slots=True)
 class Resume:
@@ -177,6 +174,6 @@ def recover_file(path: Path, *, from_last_mark: bool) -> reader.Recovered | None
     if path.stat().st_size == 0:
         return reader.Recovered()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if not reader.is_ours(data[:_SECTION_BYTES]):
+        if not reader.is_ours(data):
             return None
         return reader.recover(data, from_last_mark=from_last_mark)
