@@ -12,6 +12,7 @@ from guestagent.collector.fidelity import MOST_INTERVALS
 from guestagent.collector.run import Run
 from guestagent.collector.sinks.outlet import Outlet
 from guestagent.collector.sinks.track import Resume, Track
+from guestagent.errors import GuestagentError
 from guestagent.tapstream.hello import AgentHello, CollectorHello
 
 log = logging.getLogger("guestagent.collector")
@@ -126,12 +127,18 @@ class Registry:
             end["gap_from"],
             end["gap_until"],
         )
-        run.end(f"unclean end: nothing is held from {end['gap_from']} until {end['gap_until']}")
-        agent.fold(run)
+        self._end(run, f"unclean end: nothing is held from {end['gap_from']} until {end['gap_until']}")
 
     def said_goodbye(self, run: Run, reason: str) -> None:
         """A run ended as it should."""
-        run.end(reason)
+        self._end(run, reason)
+
+    def _end(self, run: Run, reason: str) -> None:
+        """It is over, whether or not its last words can be written: nobody else shall pay for its file."""
+        try:
+            run.end(reason)
+        except GuestagentError as error:
+            log.error("agent %s: %s", run.hello.agent_id, error)
         self.agents[run.hello.agent_id].fold(run)
 
     def broke(self, run: Run) -> None:
@@ -145,8 +152,7 @@ class Registry:
                 if run.broken_ns:
                     self._end_unclean(agent, run, time.time_ns())
                 else:
-                    run.end("the collector stopped; the run may go on elsewhere")
-                    agent.fold(run)
+                    self._end(run, "the collector stopped; the run may go on elsewhere")
         self._sink.close()
         for outlet in self._outlets:
             outlet.close()

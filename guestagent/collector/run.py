@@ -135,13 +135,13 @@ class Run:
         return notes
 
     def end(self, reason: str) -> None:
-        """The run is over."""
+        """The run is over. Raises RunError where its last words can't be written; all is closed then, too."""
         if not self.ended:
             self.ended = True
             self.fidelity.ended(self.last_frame_ns)
-            self.track.end(reason)
             for spout in self._spouts:
                 spout.close()
+            self.track.end(reason)
 
     def unclean_end(self, next_ns: int) -> dict[str, Any]:
         """The gap that an agent left that died: nothing of it is held between these two times."""

@@ -244,8 +244,10 @@ class _FileTrack(Track):
 
     def end(self, reason: str) -> None:
         """Statistics, then the file is closed."""
-        super().end(reason)
-        self.close()
+        try:
+            super().end(reason)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Close the file; idempotent."""
