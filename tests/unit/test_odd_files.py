@@ -1,7 +1,10 @@
 """What others put into a folder of captures, or in place of one: it costs no capture, and the collector goes on."""
 
 import errno
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -10,7 +13,7 @@ import pytest
 from guestagent.collector.sinks.directory import DirectorySink, Rotation
 from guestagent.collector.sinks.shared import single_file
 from guestagent.errors import ConfigError
-from tests.fakes import packets_frame, parsed
+from tests.fakes import PATIENCE_SECONDS, packets_frame, parsed
 from tests.unit.test_sinks import numbers, open_run, packet
 
 
@@ -63,3 +66,24 @@ def test_retention_passes_over_what_is_no_file(tmp_path: Path) -> None:
     kept = sorted(number for path in files for number in numbers(path))
     assert list(range(kept[0], 61)) == kept
     assert 2 <= len(files) <= 4
+
+
+def test_a_collector_whose_reader_left_ends(tmp_path: Path) -> None:
+    """With `--write -` nothing can follow once the pipe's other end is closed: report, one sentence, exit code 1."""
+    command = [sys.executable, "-m", "guestagent", "collect", "--listen", "tcp://127.0.0.1:0", "--write", "-"]
+    report = tmp_path / "report.json"
+    collector = subprocess.Popen(
+        [*command, "--report", report], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert collector.stdout
+    assert collector.stderr
+    assert "listens on" in collector.stderr.readline()
+    collector.stdout.close()
+    try:
+        _, said = collector.communicate(timeout=PATIENCE_SECONDS)
+    finally:
+        collector.kill()
+    assert collector.returncode == 1
+    assert said.startswith("guestagent: whoever read the packets of --write - is gone")
+    assert said.count("\n") == 1
+    assert json.loads(report.read_text())["agents"] == {}
