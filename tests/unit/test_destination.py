@@ -17,6 +17,8 @@ from guestagent.model import Exclusion
 from tests.fakes import FakeOwner
 
 PUBLIC = "8.8.8.8"
+NO_WAY = "255.255.255.255"
+"""connect(2) is refused (EACCES): broadcasting was not asked for."""
 
 
 class Names:
@@ -149,6 +151,33 @@ def test_with_leave_copies_go_to_a_public_address(scene: Scene, names: Names) ->
     destination = scene.open(allow_cleartext=True)
     scene.tick()
     assert destination.way is not None or "no way leads there" in destination.trouble
+
+
+def test_tries_that_fail_leave_nothing_out(scene: Scene, names: Names) -> None:
+    """While no way leads to a sensor each second's try is forgotten: what is left out does not grow with the outage."""
+    names.addresses = [NO_WAY]
+    destination = scene.open(allow_cleartext=True)
+    for _ in range(3):
+        scene.tick()
+        assert "no way leads there: Permission denied" in destination.trouble
+    assert [] == scene.captures.exclusions
+
+
+def test_a_move_that_fails_leaves_the_old_way_out(
+    scene: Scene, names: Names, sensor: Callable[[str], socket.socket]
+) -> None:
+    """Copies go on to the address before, so that stays left out of the capture, and the other is in it."""
+    first = sensor("127.0.0.1")
+    names.addresses = ["127.0.0.1"]
+    scene.open(allow_cleartext=True, check=9)
+    scene.tick()
+    before = list(scene.captures.exclusions)
+    names.addresses = [NO_WAY]
+    for _ in range(3):
+        scene.tick(RESOLVE_SECONDS)
+    scene.send()
+    assert 1 == heard(first)
+    assert before == scene.captures.exclusions
 
 
 def test_copies_follow_the_name(
