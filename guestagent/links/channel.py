@@ -7,9 +7,6 @@
 
 The local port is chosen before the connection is made (bind), so the capture filter can leave out exactly this
 connection from its first packet on: nothing wider is ever excluded.
-
-A frame that the socket took only in part is repeated from the same byte of the same memory before anything else is
-sent: TLS demands it (a retried write must offer the same bytes), TCP does not mind.
 """
 
 import os
@@ -18,6 +15,7 @@ from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
+from guestagent.errors import PeerError
 from guestagent.links.collectors import Patience
 from guestagent.links.owner import LinkOwner, LinkState
 from guestagent.links.pulse import Pulse, Sign
@@ -35,6 +33,7 @@ if TYPE_CHECKING:
 
 MOST_BYTES_PER_TURN = 4 * 1024 * 1024
 """One turn of the loop sends no more, so that ticks, signals and status keep their time at 40 Gbit/s (0.8 ms)."""
+_PONG = frames.encode(Kind.PONG)
 
 
 class Phase(Enum):
@@ -44,10 +43,6 @@ class Phase(Enum):
     WATCHING = "watching"
     GREETING = "greeting"
     STREAMING = "streaming"
-
-
-class _GoodbyeError(Exception):
-    """The collector ends the connection; the text is the sentence."""
 
 
 class ChannelOwner(Protocol):
@@ -159,7 +154,12 @@ class Channel:
     def _connected(self, plain: socket.socket, now: float) -> None:
         self._ramp.segment = segment_of(plain)._replace(is_secure=self._tls is not None)
         if self._tls is not None:
-            self._socket = self._tls.wrap(plain, self._host)
+            try:
+                self._socket = self._tls.wrap(plain, self._host)
+            except OSError as error:  # it is gone again, and with it what ssl made of it
+                self._socket = None
+                self._link.broke(self, f"the connection to {self.name} broke: {error.strerror}")
+                return
         self._control.append(frames.PREFACE)
         if self._is_watch:
             self.phase = Phase.WATCHING
@@ -193,7 +193,7 @@ class Channel:
             pass
         except OSError as error:
             self.end(f"the connection to {self.name} broke: {error.strerror or error}")
-        except _GoodbyeError as goodbye:
+        except PeerError as goodbye:
             self.end(str(goodbye))
         except ProtocolError as error:
             self.end(f"{self.name} is no collector of ours: {error}")
@@ -201,9 +201,10 @@ class Channel:
     def _handle(self, frame: Frame, now: float) -> None:
         if frame.kind == Kind.BYE:
             reason = str(frames.decode_json(frame).get("reason", ""))[:200]
-            raise _GoodbyeError(f"{self.name} said goodbye: {frames.printable(reason)}")
+            raise PeerError(f"{self.name} said goodbye: {frames.printable(reason)}")
         if frame.kind == Kind.PING:
-            self._control.append(frames.encode(Kind.PONG))
+            if _PONG not in self._control:  # one answers all pings that wait
+                self._control.append(_PONG)
         elif frame.kind == Kind.PONG:
             self.pongs += 1
             if self.phase is Phase.WATCHING:
