@@ -206,10 +206,11 @@ class Owner:
         self.pending = list(pending)
         self.acknowledgements: list[tuple[int, dict[str, Any]]] = []
         self.spent_bytes = 0.0
+        self.names = ("eth0", "eth1")
 
     def hello(self) -> Any:
         """Of two interfaces."""
-        interfaces = (Interface(0, "eth0", "", 1500), Interface(1, "eth1", "", 1500))
+        interfaces = tuple(Interface(at, name, "", 1500) for at, name in enumerate(self.names))
         return type("Hello", (), {"layout": "tpacket3+virtio", "interfaces": interfaces})
 
     def next_frame(self, now: float) -> Pending | None:
@@ -280,3 +281,34 @@ def test_a_full_socket_is_tried_again_in_the_turn_alone() -> None:
     loop.close()
 
     assert owner.acknowledgements == [(1, {"unsupported_gso": {}, "lost_on_link": {}})]
+
+
+def test_a_key_follows_the_name_of_an_interface() -> None:
+    """Once an INFO frame has told of another name, copies go under the key of that one, as the relay's do."""
+    owner = Owner(block(0, 1, (FRAMES[0], PACKET_HOST)))
+    loop = Loop()
+    with receiver() as sensor:
+        endpoint = Endpoint("vxlan", *sensor.getsockname(), key=1)
+        link = DirectLink([endpoint], owner, loop, keys={"eth0": 10, "web0": 20})  # type: ignore[arg-type]
+        link.tick(0.0)
+        link.pump(0.0)
+        owner.names = ("web0", "eth1")
+        info = tapstream.encode_json(Kind.INFO, {}, sequence=2)
+        owner.pending = [Pending(2, Kind.INFO, info), block(0, 3, (FRAMES[0], PACKET_HOST))]
+        link.pump(0.0)
+        found = [decode(memoryview(sensor.recv(2000))).key for _ in range(2)]
+        link.close()
+    loop.close()
+
+    assert found == [10, 20]
+
+
+def test_a_record_that_is_dropped_leaves_nothing_waiting() -> None:
+    """A frame too long for the path is lost at once: the way is as empty as before, and its lane is there once."""
+    way = way_of(FakeSender(1472), "drop")
+    add(way, ethernet(IPV4, ipv4(UDP, udp(bytes(1500)))))
+    assert way.is_empty
+    assert way.lost_records == 1
+    add(way, FRAMES[0])
+    way.keep(200)
+    assert way.lost_records == 1
