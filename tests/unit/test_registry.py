@@ -1,15 +1,20 @@
 """How runs end in the books of a collector, also where their last words can't be written."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
-from guestagent.collector.registry import Registry
+from guestagent.collector.registry import FORGET_NS, FORGOTTEN, MOST_AGENTS, Registry
 from guestagent.collector.run import Run
 from guestagent.collector.sinks import pcapng
 from guestagent.collector.sinks.directory import DirectorySink, Rotation
-from tests.fakes import agent_hello, packets_frame, parsed
+from guestagent.errors import ConfigError
+from guestagent.tapstream.hello import AgentHello
+from tests.fakes import EPOCH_NS, agent_hello, packets_frame, parsed
 from tests.unit.test_sinks import OTHER_RUN, comments, packet
 
 
@@ -72,4 +77,65 @@ def test_a_goodbye_ends_a_run_whose_file_is_broken(registry: Registry) -> None:
     break_disk(run)
     registry.said_goodbye(run, "the agent ended: test")
     assert 0 == registry.report()["agents"]["vm-1"]["streaming"]
+    registry.close()
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+class NoSink:
+    """A disk on which nothing can be made."""
+
+    def open_run(self, hello: AgentHello) -> Any:
+        """Nothing can be opened."""
+        raise ConfigError("no room")
+
+    def blocked_by(self) -> str:
+        """Nothing."""
+        return ""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def test_names_are_bounded() -> None:
+    """Strangers who invent agents fill neither memory nor disk: one too many is refused."""
+    registry = Registry(NoSink(), "collector-1", "0.1")
+    for number in range(MOST_AGENTS):
+        with pytest.raises(ConfigError):
+            registry.open(agent_hello(agent_id=f"vm-{number}"))
+    with pytest.raises(ValueError, match=f"already serves {MOST_AGENTS} agents"):
+        registry.open(agent_hello(agent_id="one-more"))
+
+
+@pytest.fixture
+def wall(monkeypatch: pytest.MonkeyPatch) -> Iterator[mock.Mock]:
+    """The wall clock of the registry; the test sets what it answers."""
+    with mock.patch("guestagent.collector.registry.time.time_ns", return_value=EPOCH_NS) as clock:
+        yield clock
+
+
+def test_agents_that_are_long_gone_make_room(
+    registry: Registry, wall: mock.Mock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a fleet that comes and goes there is room for the next VM; what the gone ones sent stays in the sums."""
+    monkeypatch.setattr("guestagent.collector.registry.MOST_AGENTS", 3)
+    said_goodbye = opened(registry, "vm-0", run_id=f"{0:032x}")
+    registry.said_goodbye(said_goodbye, "the agent ended: test")
+    wall.return_value += 1
+    killed = opened(registry, "vm-1", run_id=f"{1:032x}")
+    registry.broke(killed)
+    opened(registry, "vm-2", run_id=f"{2:032x}")
+    with pytest.raises(ValueError, match="already serves 3 agents"):
+        registry.open(agent_hello(agent_id="vm-3", run_id=f"{3:032x}"))
+    wall.return_value += FORGET_NS
+    opened(registry, "vm-3", run_id=f"{3:032x}")
+    opened(registry, "vm-4", run_id=f"{4:032x}")
+    with pytest.raises(ValueError, match="already serves 3 agents"):
+        registry.open(agent_hello(agent_id="vm-5", run_id=f"{5:032x}"))
+
+    agents = registry.report()["agents"]
+    assert {FORGOTTEN, "vm-2", "vm-3", "vm-4"} == set(agents)
+    assert (2, 0, 1) == tuple(agents[FORGOTTEN][key] for key in ("written", "streaming", "unclean_end_count"))
+    assert killed.ended
     registry.close()
