@@ -1,5 +1,6 @@
 """The collector on a socket: agents are served at once and fairly, and nobody gets more out of it than its own end."""
 
+import os
 import socket
 import struct
 import time
@@ -74,6 +75,23 @@ def test_an_ack_comes_within_20_ms(rig: Rig) -> None:
         times.append(time.monotonic() - start)
 
     assert sorted(times)[5] < 0.03, times
+
+
+def test_a_sink_that_is_full_delays_no_other_agent(rig: Rig) -> None:
+    """While one agent's sink is tried again each 50 ms, the ACKs of the others keep their 20 ms."""
+    full, other = rig.peer(greeting()), rig.peer(greeting(agent_hello(OTHER_RUN, agent_id="vm-2")))
+    for peer in (full, other):
+        peer.wait_for(Kind.HELLO)
+    (connection,) = (one for one in rig.server.connections.values() if one.run and one.run.hello.agent_id == "vm-1")
+    with open("/dev/full", "wb") as disk:
+        os.dup2(disk.fileno(), connection.run.track.output._descriptor)
+    full.say(packets_frame(1, [packet(1)]))
+    rig.until(lambda: connection.waits_for_sink, "a sink that is full")
+    other.say(packets_frame(1, [packet(1)]))
+    rig.until(lambda: rig.report("vm-2")["received"])
+    now = rig.loop.now()
+    assert connection.waits_for_sink
+    assert rig.server.deadline(now) - now <= 0.02
 
 
 def test_an_eighth_of_the_ring_is_acknowledged_at_once(rig: Rig) -> None:
