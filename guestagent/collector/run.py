@@ -12,9 +12,9 @@ from guestagent.collector.fidelity import Fidelity, utc
 from guestagent.collector.leases import Member
 from guestagent.collector.sinks.outlet import Spout
 from guestagent.collector.sinks.track import Resume, Track
-from guestagent.model import Interface
+from guestagent.model import MOST_INTERFACES, Interface
 from guestagent.tapstream.frames import SEQUENCED, Frame, Kind, ProtocolError, decode_block, decode_json
-from guestagent.tapstream.hello import MOST_INTERFACES, AgentHello, decode_interface
+from guestagent.tapstream.hello import AgentHello, decode_interface
 from guestagent.tapstream.session import AckClock, ReceiveState
 
 

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from guestagent import identity
 from guestagent.capture.block import LAYOUTS
 from guestagent.collector.sinks import pcapng
-from guestagent.model import Interface
+from guestagent.model import MOST_INTERFACES, Interface
 from guestagent.tapstream.frames import ProtocolError
 from guestagent.tapstream.hello import (
-    MOST_INTERFACES,
     AgentHello,
     CollectorHello,
     decode_agent_hello,

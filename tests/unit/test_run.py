@@ -16,9 +16,10 @@ from guestagent.collector.run import Run
 from guestagent.collector.sinks import reader
 from guestagent.collector.sinks.directory import DirectorySink, Rotation
 from guestagent.collector.sinks.shared import standard_output
+from guestagent.model import MOST_INTERFACES
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Kind, ProtocolError
-from guestagent.tapstream.hello import MOST_INTERFACES, encode_interface
+from guestagent.tapstream.hello import encode_interface
 from tests.fakes import EPOCH_NS, RUN_ID, agent_hello, block_frame, interface, packets_frame, parsed, run_of_records
 from tests.unit.test_sinks import OTHER_RUN, numbers, packet, small_disk
 
