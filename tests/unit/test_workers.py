@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,10 @@ NAMES = [f"vm-{number}" for number in range(12)]
 class Collector:
     """`guestagent collect --workers 3`, started as a user starts it."""
 
-    def __init__(self, root: Path, *arguments: str, scheme: str = "tcp") -> None:
+    def __init__(self, root: Path, *arguments: str, scheme: str = "tcp", before: Sequence[str] = ()) -> None:
         self.root, self.captures = root, root / "captures"
         self._log, self._report = root / "log", root / "report.json"
-        argv = [sys.executable, "-m", "guestagent", "collect", "--listen", f"{scheme}://127.0.0.1:0"]
+        argv = [*before, sys.executable, "-m", "guestagent", "collect", "--listen", f"{scheme}://127.0.0.1:0"]
         argv += ["--write", str(self.captures), "--workers", str(WORKERS), "--report", str(self._report), *arguments]
         environment = {**os.environ, "RUNTIME_DIRECTORY": str(root / "run"), "GUESTAGENT_TRACEBACK": "1"}
         with self._log.open("wb") as log:
@@ -297,10 +297,12 @@ def test_leases_are_decided_where_all_workers_are_seen(start: Callable[..., Coll
 
 
 def test_a_fault_that_no_restart_mends_ends_all(start: Callable[..., Collector], tmp_path: Path) -> None:
-    """A directory that a worker can't read at its start is one sentence and exit code 2."""
+    """A capture that a worker can't read at its start is one sentence and exit code 2."""
     (tmp_path / "captures" / "vm-1").mkdir(parents=True)
-    (tmp_path / "captures" / "vm-1" / "x.pcapng").mkdir()
-    collector = start()
+    capture = tmp_path / "captures" / "vm-1" / "x.pcapng"
+    capture.write_bytes(b"x")
+    capture.chmod(0)
+    collector = start(before=("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ())
     assert 2 == collector.process.wait(PATIENCE_SECONDS)
     assert "Traceback" not in collector.log()
 
