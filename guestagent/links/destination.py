@@ -201,7 +201,11 @@ class Destination:
             if state != _ESTABLISHED:
                 self._fail(now, f"TCP port {self.endpoint.check} does not accept connections", True)
         family, address = self._address
-        self._check = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            self._check = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        except OSError as error:
+            log.warning("%s: TCP port %d can't be asked: %s", self.name, self.endpoint.check, error.strerror)
+            return
         self._check.connect_ex((address[0], self.endpoint.check, *address[2:]))
 
     def _drop_check(self) -> None:

@@ -1,9 +1,11 @@
 """Names of sensors: copies go where the name server says, never to a public address, never into the capture again."""
 
+import errno
 import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -248,6 +250,26 @@ def test_the_next_address_of_a_name_serves_while_one_is_gone(
         scene.send()
         assert 1 == heard(second)
         assert {"127.0.0.2"} == scene.captures.hosts()
+
+
+def test_without_a_descriptor_the_companion_port_is_not_asked(
+    scene: Scene, names: Names, sensor: Callable[[str], socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is out of files sends on and judges nobody by a port that it could not ask."""
+    sensor("127.0.0.1")
+    names.addresses = ["127.0.0.1"]
+    with socket.create_server(("127.0.0.1", 0)) as companion:
+        destination = scene.open(check=companion.getsockname()[1])
+        scene.tick()
+        full = OSError(errno.EMFILE, "Too many open files")
+        with monkeypatch.context() as context:
+            context.setattr("guestagent.links.destination.socket.socket", mock.Mock(side_effect=full))
+            for _ in range(3):
+                scene.tick()
+        assert destination.is_well
+        for _ in range(2):
+            scene.tick()
+        assert destination.is_well
 
 
 def test_a_collectors_name_is_never_a_public_address(names: Names) -> None:
