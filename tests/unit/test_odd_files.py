@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 
 from guestagent.collector.sinks.directory import DirectorySink, Rotation
+from guestagent.collector.sinks.output import open_file
 from guestagent.collector.sinks.shared import single_file
 from guestagent.errors import ConfigError
 from tests.fakes import PATIENCE_SECONDS, packets_frame, parsed
@@ -23,6 +24,18 @@ def test_a_pipe_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(path)
     with pytest.raises(ConfigError, match=r"all\.pcapng exists and is no capture of guestagent: choose another"):
         single_file(path)
+
+
+def test_what_can_not_be_cut_is_refused_and_closed(tmp_path: Path) -> None:
+    """Where a torn end can't be cut off, as with chattr +a, that is one sentence, and no descriptor stays open."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    keeps = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(ConfigError, match=r"pipe can't be written: Invalid argument; choose another --write"):
+        open_file(path, exclusive=False, whole_bytes=0)
+    assert before == os.listdir("/proc/self/fd")
+    os.close(keeps)
 
 
 def test_names_without_a_file_are_passed_over_at_the_start(tmp_path: Path) -> None:
