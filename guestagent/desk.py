@@ -192,7 +192,9 @@ class Desk:
 
     def resumed(self, answer: CollectorHello) -> None:
         """A collector took the run: what it holds is settled, the rest goes out again."""
-        if answer.held_sequence is not None:
+        if answer.held_sequence is None:
+            self.tap.forget(answer.collector_id)
+        else:
             self._settle(answer.held_sequence, answer.collector_id, answer.unsupported_gso)
         self.window.rewind()
 
