@@ -4,7 +4,6 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterator
 from typing import cast
 
 import pytest
@@ -16,14 +15,6 @@ from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Kind
 from guestagent.tapstream.session import Backoff
 from tests.streams import Bench
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    """An agent's end and a collector's."""
-    made = Bench()
-    yield made
-    made.close()
 
 
 class Late:

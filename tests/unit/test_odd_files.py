@@ -14,8 +14,8 @@ from guestagent.collector.sinks.directory import DirectorySink, Rotation
 from guestagent.collector.sinks.output import open_file
 from guestagent.collector.sinks.shared import single_file
 from guestagent.errors import ConfigError
+from tests.captures import numbers, open_run, packet
 from tests.fakes import PATIENCE_SECONDS, packets_frame, parsed
-from tests.unit.test_sinks import numbers, open_run, packet
 
 
 def test_a_pipe_in_place_of_a_file_is_refused(tmp_path: Path) -> None:

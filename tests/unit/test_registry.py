@@ -14,8 +14,8 @@ from guestagent.collector.sinks import pcapng
 from guestagent.collector.sinks.directory import DirectorySink, Rotation
 from guestagent.errors import ConfigError
 from guestagent.tapstream.hello import AgentHello
+from tests.captures import OTHER_RUN, comments, packet
 from tests.fakes import EPOCH_NS, agent_hello, packets_frame, parsed
-from tests.unit.test_sinks import OTHER_RUN, comments, packet
 
 
 def break_disk(run: Run) -> None:

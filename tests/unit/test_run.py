@@ -20,8 +20,8 @@ from guestagent.model import MOST_INTERFACES
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Kind, ProtocolError
 from guestagent.tapstream.hello import encode_interface
+from tests.captures import OTHER_RUN, numbers, packet, small_disk
 from tests.fakes import EPOCH_NS, RUN_ID, agent_hello, block_frame, interface, packets_frame, parsed, run_of_records
-from tests.unit.test_sinks import OTHER_RUN, numbers, packet, small_disk
 
 UNKNOWN_INTERFACE = packets_frame(1, [packet(1)], interface_id=9)
 GOOD, COUNT = run_of_records([packet(1)])

@@ -4,26 +4,18 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from guestagent.collector import dialogue, server
 from guestagent.collector.server import Server
+from guestagent.collector.sinks import pcapng
 from guestagent.errors import ConfigError
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Kind
+from tests.captures import OTHER_RUN, comments, numbers, packet, small_disk
 from tests.fakes import Rig, agent_hello, greeting, packets_frame
-from tests.unit.test_sinks import OTHER_RUN, comments, numbers, packet, pcapng, small_disk
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    """A collector that writes below `captures`."""
-    made = Rig(tmp_path / "captures")
-    yield made
-    made.close()
 
 
 def written(tmp_path: Path, agent_id: str = "vm-1") -> list[int]:

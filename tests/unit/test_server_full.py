@@ -1,26 +1,15 @@
 """The collector whose disk is full: what agents send meanwhile stays in their rings."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from guestagent.tapstream.frames import Kind
+from tests.captures import packet, small_disk
 from tests.fakes import Rig, greeting, packets_frame
 from tests.unit.test_server import written
-from tests.unit.test_sinks import packet, small_disk
 
 ROUNDS = 6
 FRAMES = 8
 PACKET_BYTES = 500
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    """A collector that writes below `captures`."""
-    made = Rig(tmp_path / "captures")
-    yield made
-    made.close()
 
 
 def test_an_agent_that_comes_back_again_and_again_fills_no_memory(rig: Rig, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -18,17 +17,9 @@ from guestagent.loop import READABLE
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import PREFACE, Kind
 from guestagent.tapstream.hello import decode_agent_hello
+from tests.captures import packet
 from tests.fakes import PATIENCE_SECONDS, packets_frame
 from tests.streams import Bench
-from tests.unit.test_sinks import packet
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    """An agent's end and a collector's."""
-    made = Bench()
-    yield made
-    made.close()
 
 
 def test_a_link_comes_up(bench: Bench) -> None:

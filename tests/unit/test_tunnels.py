@@ -14,8 +14,8 @@ from guestagent.collector.tunnels import Tunnels
 from guestagent.encap import vxlan
 from guestagent.endpoint import Endpoint
 from guestagent.loop import Loop
+from tests.captures import packet
 from tests.fakes import PATIENCE_SECONDS
-from tests.unit.test_sinks import packet
 
 ROUNDS, ROUND = 20, 25
 
