@@ -17,11 +17,8 @@ from guestagent.tapstream.hello import AgentHello, encode_interface
 from tests.fakes import RUN_ID, agent_hello, block_frame, interface, packets_frame, parsed, run_of_records
 
 Sink = DirectorySink | SharedSink
-
 OTHER_RUN = "fedcba9876543210" * 2
-
 INFO_SEQUENCE = 5
-
 A_MARK = pcapng.mark(bytes.fromhex(RUN_ID), 99, 1000, 1, [(0, 0, 0, 0, 5)])
 
 

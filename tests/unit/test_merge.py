@@ -23,7 +23,6 @@ from tests.captures import packet
 from tests.fakes import agent_hello, interface, packets_frame, parsed
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pcapng")
-
 Seen = list[tuple[int, str]]
 """Number of each packet and what is said of its interface."""
 
