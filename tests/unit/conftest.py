@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import Rig
+from tests.serving import Rig
 from tests.streams import Bench
 from tests.workers import Collector
 

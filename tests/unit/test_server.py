@@ -15,7 +15,8 @@ from guestagent.errors import ConfigError
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Kind
 from tests.captures import OTHER_RUN, comments, numbers, packet, small_disk
-from tests.fakes import Rig, agent_hello, greeting, packets_frame
+from tests.fakes import agent_hello, greeting, packets_frame
+from tests.serving import Rig
 
 
 def written(tmp_path: Path, agent_id: str = "vm-1") -> list[int]:

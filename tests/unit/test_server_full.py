@@ -4,7 +4,8 @@ from pathlib import Path
 
 from guestagent.tapstream.frames import Kind
 from tests.captures import packet, small_disk
-from tests.fakes import Rig, greeting, packets_frame
+from tests.fakes import greeting, packets_frame
+from tests.serving import Rig
 from tests.unit.test_server import written
 
 ROUNDS = 6

@@ -16,7 +16,8 @@ from guestagent.tapstream import frames
 from guestagent.tapstream.frames import PREFACE, Kind
 from guestagent.tapstream.hello import encode_agent_hello
 from tests.captures import OTHER_RUN, packet
-from tests.fakes import Rig, agent_hello, block_frame, greeting, interface, packets_frame, run_of_records
+from tests.fakes import agent_hello, block_frame, greeting, interface, packets_frame, run_of_records
+from tests.serving import Rig
 from tests.unit.test_run import BAD_FRAMES
 from tests.unit.test_server import healthy, written
 
