@@ -133,9 +133,13 @@ class Tunnels:
 
     def _deliver(self, key: tuple[str, str, int | None], items: list[Item], now: float) -> None:
         """The items of one sender as blocks of records into its run."""
-        sender = self._senders.get(key) or self._admit(key, now)
-        if sender is None:
-            self.lost["too_many_senders"] += len(items)
+        try:
+            sender = self._senders.get(key) or self._admit(key, now)
+        except (ValueError, GuestagentError) as error:
+            reason = "too_many_senders" if isinstance(error, ValueError) else "sink_broken"
+            if not self.lost[reason]:  # once: senders are a stranger's to invent
+                log.error("%s can't be taken: %s", foreign.sender_name(*key), error)
+            self.lost[reason] += len(items)
             return
         sender.heard_at = now
         if sender.is_broken:
@@ -181,12 +185,12 @@ class Tunnels:
 
     # -- senders --------------------------------------------------------------------------------------------------
 
-    def _admit(self, key: tuple[str, str, int | None], now: float) -> Sender | None:
-        """A sender that was not heard before; None where there is no room for one more."""
+    def _admit(self, key: tuple[str, str, int | None], now: float) -> Sender:
+        """A sender that was not heard before. Raises ValueError for one too many, GuestagentError where no file is."""
         if len(self._senders) >= MOST_SENDERS:
             oldest = min(self._senders, key=lambda one: self._senders[one].heard_at)
             if now - self._senders[oldest].heard_at < IDLE_SECONDS:
-                return None
+                raise ValueError(f"{MOST_SENDERS} others send")
             gone = self._senders.pop(oldest)
             self._give_up(gone, now)
             self._registry.said_goodbye(gone.run, "it was silent")
@@ -195,12 +199,7 @@ class Tunnels:
         facts = Interface(0, scheme if tunnel_key is None else f"{scheme}-{tunnel_key}", "", 0)
         host = foreign.sender_name(scheme, source, None)
         hello = AgentHello(name, os.urandom(16).hex(), host, __version__, LAYOUT_VIRTIO, 0, time.time_ns(), 1, (facts,))
-        try:
-            run, _ = self._registry.open(hello)
-        except (ValueError, GuestagentError) as error:
-            if not self.lost["too_many_senders"]:
-                log.error("%s can't be taken: %s", name, error)
-            return None
+        run, _ = self._registry.open(hello)
         log.info("%s began to send", name)
         sender = self._senders[key] = Sender(run, now)
         return sender

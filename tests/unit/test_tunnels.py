@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 
@@ -13,6 +14,7 @@ from guestagent.collector.sinks.shared import SharedSink, standard_output
 from guestagent.collector.tunnels import Tunnels
 from guestagent.encap import vxlan
 from guestagent.endpoint import Endpoint
+from guestagent.errors import ConfigError
 from guestagent.loop import Loop
 from tests.captures import packet
 from tests.fakes import PATIENCE_SECONDS
@@ -109,3 +111,18 @@ def test_copies_that_wait_at_the_end_are_counted(pipe: tuple[int, int]) -> None:
         scene.tunnels.close()
         assert scene.tunnels.lost == {"sink_full": ROUND}
         os.close(pipe[0])
+
+
+def test_a_sender_whose_file_can_not_be_made_is_not_one_too_many(caplog: pytest.LogCaptureFixture) -> None:
+    """Copies of a sender for whom the disk has no file are lost to the sink, by that name, and the log says why."""
+    with scene_into(os.open("/dev/null", os.O_WRONLY)) as scene:
+        refusal = ConfigError("captures can't be written to x: No space left on device; choose another --write")
+        with mock.patch.object(scene.sink, "open_run", side_effect=refusal):
+            for number in (1, 2):
+                scene.copy(ROUND)
+                scene.until(lambda wanted=number * ROUND: scene.taken == wanted)  # type: ignore[misc]
+        assert scene.tunnels.lost == {"sink_broken": 2 * ROUND}
+        scene.copy(1)
+        scene.until(lambda: scene.taken == 2 * ROUND + 1)
+        assert scene.tunnels.lost == {"sink_broken": 2 * ROUND}
+    assert "vxlan-127.0.0.1-7 can't be taken: captures can't be written to x: No space left on device" in caplog.text
