@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 MOST_BYTES_PER_TURN = 4 * 1024 * 1024
 """One turn of the loop sends no more, so that ticks, signals and status keep their time at 40 Gbit/s (0.8 ms)."""
-_PONG = frames.encode(Kind.PONG)
 
 
 class Phase(Enum):
@@ -203,8 +202,8 @@ class Channel:
             reason = str(frames.decode_json(frame).get("reason", ""))[:200]
             raise PeerError(f"{self.name} said goodbye: {frames.printable(reason)}")
         if frame.kind == Kind.PING:
-            if _PONG not in self._control:  # one answers all pings that wait
-                self._control.append(_PONG)
+            if (pong := frames.encode(Kind.PONG)) not in self._control:  # one answers all pings that wait
+                self._control.append(pong)
         elif frame.kind == Kind.PONG:
             self.pongs += 1
             if self.phase is Phase.WATCHING:
