@@ -25,8 +25,7 @@ class Tapping:
         self._promiscuous, self._is_paused = promiscuous, False
 
     def attach_first(self, program: Sequence[Instruction]) -> None:
-        """Before there is any. Twice: each later one is swapped in while the old one is held, and both must fit
-        net.core.optmem_max."""
+        """Twice: a filter is swapped while the old one is held, and both must fit net.core.optmem_max."""
         self.attach(program)
         self.attach(program)
 
