@@ -79,7 +79,7 @@ class Channel:
         self._due_at = 0.0
         self.is_swallowed = False
         """It ended because large packets, perhaps, do not get through."""
-        self._sent_bytes = self._sent_sequence = self._acked_sequence = 0
+        self._sent_bytes = self._sent_sequence = self.acked_sequence = 0
 
     def open(
         self, address: Address, now: float, *, host: str, tls: "Credentials | None", watch: bool, segment_bytes: int = 0
@@ -212,13 +212,13 @@ class Channel:
             if self.phase is not Phase.GREETING or frame.kind != Kind.HELLO:
                 raise ProtocolError("no hello came first")
             answer = decode_collector_hello(frames.decode_json(frame))
-            self._collector_id = answer.collector_id
+            self._collector_id, self.acked_sequence = answer.collector_id, answer.held_sequence or 0
             self._deframer.welcome()
             self.phase = Phase.STREAMING
             self._pulse.welcomed(now, self._sent_bytes, now - self._due_at + self.patience.connect_seconds)
             self._link.welcomed(self, answer, now)
         elif frame.kind == Kind.ACK:
-            self._acked_sequence = frame.sequence
+            self.acked_sequence = frame.sequence
             self._owner.acknowledged(frame.sequence, self._collector_id, frames.decode_json(frame))
         elif frame.kind == Kind.LEASE:
             self._owner.leased(decode_lease(frames.decode_json(frame)), now)
@@ -270,7 +270,7 @@ class Channel:
     @property
     def is_settled(self) -> bool:
         """Was everything that went out acknowledged?"""
-        return not self._ramp and self._acked_sequence >= self._sent_sequence
+        return not self._ramp and self.acked_sequence >= self._sent_sequence
 
     def retransmitted(self) -> int | None:
         """Segments that the kernel sent again on this connection."""

@@ -12,6 +12,7 @@ from guestagent.links.pulse import PING_SECONDS
 from guestagent.links.stream import SMALL_SEGMENT_BYTES
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import PREFACE, Kind
+from tests.captures import packet
 from tests.streams import Bench
 
 
@@ -160,3 +161,30 @@ def test_a_closed_port_is_tried_with_backoff() -> None:
         assert 0 == bench.link.state.reconnects
     finally:
         bench.close()
+
+
+def test_a_collector_that_takes_nothing_is_asked_ever_more_rarely(bench: Bench) -> None:
+    """Greeted and cut off again and again, as over a frame that it can't bear, the link waits longer each time.
+
+    Once something new was acknowledged, the next break is an outage of its own.
+    """
+
+    def wait_after_break() -> float:
+        bench.collector.close_connection()
+        bench.until(lambda: not bench.link.state.connected)
+        return bench.link.deadline() - bench.loop.now()
+
+    waits = []
+    for _ in range(6):
+        bench.connect(held=1)
+        bench.collector.acknowledge(1)  # as a full disk lets it say that it lives
+        waits.append(wait_after_break())
+    assert waits == sorted(waits)
+    assert waits[-1] > 1.0
+    bench.connect(held=1)
+    for _ in range(2):
+        bench.owner.queue([packet(1)])
+    bench.until(lambda: bench.collector.hear() or 2 in bench.collector.sequences())
+    bench.collector.acknowledge(2)
+    bench.until(lambda: 2 in bench.owner.settled)
+    assert wait_after_break() < 0.06
