@@ -202,4 +202,9 @@ class Registry:
                 "unclean_end_count": agent.unclean_end_count,
                 "streaming": sum(not run.broken_ns for run in agent.runs.values()),
             }
-        return {"schema": REPORT_SCHEMA, "collector_id": self._collector_id, "agents": agents}
+        return {
+            "schema": REPORT_SCHEMA,
+            "collector_id": self._collector_id,
+            "blocked_by": self._sink.blocked_by(),
+            "agents": agents,
+        }

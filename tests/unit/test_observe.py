@@ -39,6 +39,7 @@ COLLECTOR: dict[str, Any] = {
     "collector_id": "c",
     "connections": 1,
     "refused": 2,
+    "blocked_by": "No space left on device",
     "workers": [
         {"pid": 7, "connections": 1, "handed_over": 1234, "cpu_seconds": 0.5, "restarts": 2},
         {"pid": 0, "connections": 0, "handed_over": 0, "cpu_seconds": 0, "restarts": 0},
@@ -63,6 +64,7 @@ def test_status_for_people(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         "vm-1: reduced from 1970-01-01T00:00:01Z until 1970-01-01T00:00:03Z: a full copy costs more",
         "ring: 64 MB, 25% waits for the collector",
         "vm-1: received 1,000, written 990, gaps 0, duplicates 3",
+        "writes nothing at the moment: No space left on device; agents keep what they have while their rings have room",
         "worker 0: process 7, 1 connected, 1,234 handed over, 0.5 s of CPU, started again 2 times",
         "worker 1: gone, it starts again, 0 handed over",
         "vm-1: nothing is held from 2023-11-14T22:13:20.123Z until 2023-11-14T22:13:25.123Z",

@@ -166,8 +166,9 @@ def test_a_full_disk_delays_and_loses_nothing(rig: Rig, tmp_path: Path) -> None:
         assert rig.server.deadline(now) <= now + server.RETRY_SECONDS
         rig.until(lambda: peer.hear() or peer.heard[-1][2].get("note"))
         assert (Kind.ACK, 1, {"note": "the collector can't write: No space left on device"}) == peer.heard[-1]
-        assert "No space left on device" == rig.registry._sink.blocked_by()
+        assert "No space left on device" == rig.server.status()["blocked_by"]
     peer.wait_for(Kind.ACK, 49)
+    assert "" == rig.server.status()["blocked_by"]
     assert list(range(1, 50)) == written(tmp_path)
 
 

@@ -107,7 +107,8 @@ class DirectorySink:
 
     def blocked_by(self) -> str:
         """Why nothing can be written, empty where it can."""
-        return next((track.output.blocked_by for track in self._tracks if track.output.blocked_by), "")
+        reasons = (track.output.blocked_by for track in self._tracks if not track.closed)
+        return next(filter(None, reasons), "")
 
     def close(self) -> None:
         """Close every file and let the directory go."""
