@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
@@ -69,8 +69,8 @@ class Desk:
         self._started_ns = time.time_ns()
         self._exclusions: deque[Exclusion] = deque(maxlen=KEPT_EXCLUSIONS)
         self._is_ending = False
-        self._tunnels: list[Exclusion] = []
-        """Exclusions that hold for the whole run."""
+        self._tunnels: Counter[Exclusion] = Counter()
+        """Exclusions that hold until they are readmitted, and how many tunnels share each."""
         self._others: tuple[Exclusion, ...] = ()
         self.tell: Callable[[Sequence[Exclusion]], None] = lambda _own: None
         """Called with our own exclusions, for other agents on this host to know them."""
@@ -95,14 +95,17 @@ class Desk:
 
     def exclude(self, exclusion: Exclusion) -> None:
         """Leave one more connection of ours out of the capture."""
-        if exclusion in self._tunnels:
-            return
         if not exclusion.local_port or exclusion.last_local_port:
-            self._tunnels.append(exclusion)
+            self._tunnels[exclusion] += 1
+            if self._tunnels[exclusion] > 1:
+                return
         else:
             if exclusion in self._exclusions:  # still in use, so it moves to the end
                 self._exclusions.remove(exclusion)
             self._exclusions.append(exclusion)
+        self._leave_out_ours()
+
+    def _leave_out_ours(self) -> None:
         self._attach(self.capture, self.selection)
         self.tell((*self._tunnels, *self._exclusions))
 
@@ -119,8 +122,10 @@ class Desk:
     def readmit(self, exclusion: Exclusion) -> None:
         """Capture again what was left out for a sensor that has moved."""
         if exclusion in self._tunnels:
-            self._tunnels.remove(exclusion)
-            self._attach(self.capture, self.selection)
+            self._tunnels[exclusion] -= 1
+            if not self._tunnels[exclusion]:
+                del self._tunnels[exclusion]
+                self._leave_out_ours()
 
     def reject_all(self) -> None:
         """Let nothing new in, whatever connection of ours is still made."""
@@ -187,7 +192,9 @@ class Desk:
 
     def resumed(self, answer: CollectorHello) -> None:
         """A collector took the run: what it holds is settled, the rest goes out again."""
-        if answer.held_sequence is not None:
+        if answer.held_sequence is None:
+            self.tap.forget(answer.collector_id)
+        else:
             self._settle(answer.held_sequence, answer.collector_id, answer.unsupported_gso)
         self.window.rewind()
 

@@ -55,10 +55,10 @@ class Loop:
         return time.monotonic()
 
     def watch(self, watched: HasFileno, events: int, callback: Callable[[int], None]) -> None:
-        """Call `callback(events)` when `watched` is ready."""
+        """Call `callback(events)` when `watched` is ready. Raises PermissionError for a regular file."""
+        self._epoll.register(watched.fileno(), events)
         self._callbacks[watched.fileno()] = callback
         self._events[watched.fileno()] = events
-        self._epoll.register(watched.fileno(), events)
 
     def change(self, watched: HasFileno, events: int) -> None:
         """Watch for other events."""

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 LINK_TYPE_ETHERNET = 1
 """LINKTYPE_ETHERNET in the tcpdump.org link-type registry; the only one of version 1."""
+MOST_INTERFACES = 64
+"""Of one run. More NICs than any cloud gives one VM (AWS: 15 cards' worth)."""
 
 
 @dataclass(frozen=True, slots=True)

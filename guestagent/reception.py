@@ -7,7 +7,9 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from guestagent import __version__, identity
@@ -62,7 +64,7 @@ class Reception:
             rotation,
             fsync=config.fsync,
             wire_size=config.wire_size,
-            stdout=_private_stdout,
+            stdout=partial(_private_stdout, loop),
             share=crew.share if crew else ALL,
         )
         self._outlets = _open_outlets(config, loop)
@@ -153,11 +155,18 @@ def _open_outlets(config: CollectConfig, loop: Loop) -> list[Outlet]:
     return outlets
 
 
-def _private_stdout() -> int:
+def _reader_left(_events: int) -> None:
+    """Only that is told of a pipe that is watched for nothing (poll(2), POLLERR)."""
+    raise RunError("whoever read the packets of --write - is gone, so the collector ends: start both again")
+
+
+def _private_stdout(loop: Loop) -> int:
     """Standard output for packets alone: whatever else would print there goes to standard error."""
     if os.isatty(1):
         raise RunError("--write - sends pcapng to standard output: pipe it, for example into `tshark -r -`")
     descriptor = os.dup(1)
     os.dup2(2, 1)
     os.set_blocking(descriptor, False)
+    with suppress(PermissionError):  # a regular file has no reader who could leave
+        loop.watch(os.fdopen(descriptor, "wb", 0, closefd=False), 0, _reader_left)
     return descriptor

@@ -11,7 +11,7 @@ from guestagent.capture.probes import probe_virtio
 from guestagent.capture.ring import BLOCK_BYTES, FEWEST_BLOCKS, Ring
 from guestagent.capture.source import Source
 from guestagent.errors import ConfigError, HostError, PrivilegeError
-from guestagent.model import Exclusion, Selection
+from guestagent.model import MOST_INTERFACES, Exclusion, Selection
 from guestagent.rlimits import address_room_bytes
 
 log = logging.getLogger("guestagent.capture")
@@ -107,6 +107,10 @@ def ring_blocks(wanted_bytes: int, interfaces: int, available_bytes: int, addres
 def open_capture(wish: Wish, exclusions: Sequence[Exclusion] = ()) -> Capture:
     """Bind a source to every wished interface. Raises ConfigError, HostError."""
     links = select(wish.interfaces)
+    if len(links) > MOST_INTERFACES:
+        raise ConfigError(
+            f"{len(links)} interfaces fit, and one agent taps {MOST_INTERFACES} at most: name fewer with -i"
+        )
     filters = _compile(wish.filter_expression, links)
     capture = Capture([], filters, dict(enumerate(links)), wish, wish.engine, "asked for")
     programs = {at: capture.program(at, exclusions) for at in filters}

@@ -29,7 +29,8 @@ from guestagent.capture.block import (
     BlockWriter,
 )
 from guestagent.capture.bpf import Instruction
-from guestagent.capture.ring import BLOCK_BYTES, RETIRE_MS, attach_filter, be_promiscuous, bind, open_packet_socket
+from guestagent.capture.packetsocket import SOL_PACKET, Tapping, open_packet_socket
+from guestagent.capture.ring import BLOCK_BYTES, RETIRE_MS
 from guestagent.capture.source import PRIVATE_BYTES, RetiredBlock, Statistics
 from guestagent.capture.waker import AT_ONCE_NS, NEVER_NS, Waker
 from guestagent.errors import HostError
@@ -46,7 +47,6 @@ _RETIRE_NS = RETIRE_MS * 1_000_000
 _LARGEST_FRAME_BYTES = BLOCK_BYTES - BLOCK_HEADER_BYTES - PRIVATE_BYTES - FRAME_OFFSET_BYTES
 """What an empty block takes; a longer one (BIG TCP goes up to 512 KB) is cut, as the ring would."""
 
-_SOL_PACKET, _ETH_P_ALL = 263, 0x0003
 _PACKET_STATISTICS, _PACKET_AUXDATA = 6, 8
 _SO_RCVBUFFORCE, _SO_TIMESTAMPNS = 33, 35
 _AUXDATA = struct.Struct("@IIIHHHH")
@@ -55,7 +55,7 @@ _TIMESPEC = struct.Struct("@ll")
 _ANCILLARY_BYTES = socket.CMSG_SPACE(_AUXDATA.size) + socket.CMSG_SPACE(_TIMESPEC.size)
 
 
-class PortableSource:
+class PortableSource(Tapping):
     """One interface's socket and pool; see `capture.source.Source` for the contract.
 
     Raises HostError where scapy, a privilege or the interface is missing.
@@ -70,7 +70,9 @@ class PortableSource:
         block_count: int,
         promiscuous: bool = False,
     ) -> None:
-        self.interface, self.index = interface, index
+        self._scapy = _open_scapy_socket(interface.name)
+        super().__init__(self._scapy.ins, index, promiscuous=promiscuous)
+        self.interface = interface
         self.layout = LAYOUT_PLAIN
         self.block_count = block_count
         self.capacity_bytes = block_count * BLOCK_BYTES
@@ -80,12 +82,8 @@ class PortableSource:
         self._writer: BlockWriter | None = None
         self._writing = 0
         self._held = self._captured = self._dropped = 0
-        self._is_paused = False
-        self._promiscuous = promiscuous
         self._trouble = ""
         self._frame = memoryview(bytearray(_LARGEST_FRAME_BYTES))
-        self._scapy = _open_scapy_socket(interface.name)
-        self._socket: socket.socket = self._scapy.ins
         self._waker = Waker(self._socket)
         try:
             self._setup(program)
@@ -97,11 +95,9 @@ class PortableSource:
             raise
 
     def _setup(self, program: Sequence[Instruction]) -> None:
-        # Twice: a filter is swapped while the old one is held, and both must fit net.core.optmem_max.
-        attach_filter(self._socket, program)
-        attach_filter(self._socket, program)
+        self.attach_first(program)
         self._socket.setblocking(False)
-        self._socket.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
+        self._socket.setsockopt(SOL_PACKET, _PACKET_AUXDATA, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         queue_bytes = min(QUEUE_BYTES, int(self.capacity_bytes * QUEUE_FRACTION))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, queue_bytes)
@@ -110,22 +106,6 @@ class PortableSource:
         except PermissionError:
             pass  # CAP_NET_RAW alone is enough to run; the queue is then what the system grants anyone
         self.bind(self.index)
-
-    def bind(self, index: int) -> None:
-        """Begin, or begin again after the device was made anew, to see the interface's packets. Raises OSError."""
-        bind(self._socket, index, paused=self._is_paused)
-        self.index = index
-        if self._promiscuous:
-            be_promiscuous(self._socket, index)
-
-    def pause(self, paused: bool) -> None:
-        """See no packets, or see them again."""
-        if paused != self._is_paused:
-            self._is_paused = paused
-            try:
-                bind(self._socket, self.index, paused=paused)
-            except OSError:
-                pass  # the device is gone; the next one is bound as it should be
 
     def fileno(self) -> int:
         """The descriptor that wakes for packets and for a block that is due."""
@@ -174,14 +154,10 @@ class PortableSource:
 
     def statistics(self) -> Statistics:
         """tp_packets (which includes tp_drops), and tp_drops with the packets that we read and had no block for."""
-        packets, drops = struct.unpack("@2I", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
+        packets, drops = struct.unpack("@2I", self._socket.getsockopt(SOL_PACKET, _PACKET_STATISTICS, 8))
         self._captured += packets
         self._dropped += drops
         return Statistics(self._captured, self._dropped)
-
-    def attach(self, program: Sequence[Instruction]) -> None:
-        """Swap the filter, safe while packets arrive."""
-        attach_filter(self._socket, program)
 
     def pending_error(self) -> str:
         """The socket's error, as ENETDOWN after the interface went down; reading may have met it first."""

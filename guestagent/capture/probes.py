@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from guestagent.capture.bpf import compose
 from guestagent.capture.interfaces import links
-from guestagent.capture.ring import attach_filter, bind, describe_super_packets, open_packet_socket
+from guestagent.capture.packetsocket import attach_filter, bind, describe_super_packets, open_packet_socket
 from guestagent.errors import GuestagentError
 
 _UDP_SEGMENT = 103

@@ -11,7 +11,6 @@ the word. Three traps, each measured, shape this file:
   ever in the ring.
 """
 
-import ctypes
 import mmap
 import os
 import socket
@@ -20,9 +19,10 @@ import threading
 from collections.abc import Sequence
 
 from guestagent.capture.block import BLOCK_HEADER, BLOCK_STATUS_OFFSET_BYTES, LAYOUT_PLAIN, LAYOUT_VIRTIO
-from guestagent.capture.bpf import Instruction, encode
+from guestagent.capture.bpf import Instruction
+from guestagent.capture.packetsocket import SOL_PACKET, Tapping, describe_super_packets, open_packet_socket
 from guestagent.capture.source import PRIVATE_BYTES, RetiredBlock, Statistics
-from guestagent.errors import ConfigError, HostError, PrivilegeError
+from guestagent.errors import HostError
 from guestagent.model import Interface
 
 BLOCK_BYTES = 256 * 1024
@@ -33,21 +33,15 @@ FEWEST_BLOCKS = 8
 
 _FRAME_BYTES = 2048
 """Only a formality of V3 (frames are packed); must divide the block."""
-_SOL_PACKET = 263
-_PACKET_ADD_MEMBERSHIP, _PACKET_RX_RING, _PACKET_STATISTICS, _PACKET_VERSION, _PACKET_VNET_HDR = 1, 5, 6, 10, 15
-_PACKET_MR_PROMISC = 1
+_PACKET_RX_RING, _PACKET_STATISTICS, _PACKET_VERSION = 5, 6, 10
 _TPACKET_V3 = 2
-_SO_ATTACH_FILTER = 26
-_ETH_P_ALL = 0x0003
-_ETH_P_NONE = 0xFFFF
-"""Reserved (RFC 1701), so that no packet has it. Binding to 0 would be ignored: the old protocol stays (measured)."""
 _STATUS_KERNEL = 0
 _WORD_BYTES = 4
 
 _barrier = threading.Lock()
 
 
-class Ring:
+class Ring(Tapping):
     """One interface's ring; see `capture.source.Source` for the contract.
 
     Raises HostError where a privilege, the memory or a kernel feature is missing.
@@ -65,18 +59,15 @@ class Ring:
         block_bytes: int = BLOCK_BYTES,
         retire_ms: int = RETIRE_MS,
     ) -> None:
+        super().__init__(open_packet_socket(interface.name), index, promiscuous=promiscuous)
         self.interface = interface
-        self.index = index
         self.layout = LAYOUT_VIRTIO if virtio else LAYOUT_PLAIN
         self.capacity_bytes = block_bytes * block_count
         self._block_bytes, self.block_count = block_bytes, block_count
         self._next = 0
         self._held = 0
-        self._is_paused = False
-        self._promiscuous = promiscuous
         self._captured = self._dropped = 0
         self._memory: memoryview | None = None
-        self._socket = open_packet_socket(interface.name)
         try:
             self._setup(program, virtio, retire_ms)
         except OSError as error:
@@ -87,10 +78,8 @@ class Ring:
             raise
 
     def _setup(self, program: Sequence[Instruction], virtio: bool, retire_ms: int) -> None:
-        # Twice: a filter is swapped while the old one is held, and both must fit net.core.optmem_max.
-        attach_filter(self._socket, program)
-        attach_filter(self._socket, program)
-        self._socket.setsockopt(_SOL_PACKET, _PACKET_VERSION, _TPACKET_V3)
+        self.attach_first(program)
+        self._socket.setsockopt(SOL_PACKET, _PACKET_VERSION, _TPACKET_V3)
         if virtio:
             describe_super_packets(self._socket)
         frames = self.capacity_bytes // _FRAME_BYTES
@@ -98,7 +87,7 @@ class Ring:
             "@7I", self._block_bytes, self.block_count, _FRAME_BYTES, frames, retire_ms, PRIVATE_BYTES, 0
         )
         try:
-            self._socket.setsockopt(_SOL_PACKET, _PACKET_RX_RING, request)
+            self._socket.setsockopt(SOL_PACKET, _PACKET_RX_RING, request)
         except OSError as error:
             raise HostError(
                 f"the kernel refused a ring of {self.capacity_bytes >> 20} MB on {self.interface.name} "
@@ -108,22 +97,6 @@ class Ring:
         self._memory = memoryview(self._map)
         self._words = self._memory.cast("B").cast("I")
         self.bind(self.index)
-
-    def bind(self, index: int) -> None:
-        """Begin, or begin again after the device was made anew, to see the interface's packets. Raises OSError."""
-        bind(self._socket, index, paused=self._is_paused)
-        self.index = index
-        if self._promiscuous:
-            be_promiscuous(self._socket, index)
-
-    def pause(self, paused: bool) -> None:
-        """See no packets, or see them again; takes about 10 ms, the kernel waits for its readers."""
-        if paused != self._is_paused:
-            self._is_paused = paused
-            try:
-                bind(self._socket, self.index, paused=paused)
-            except OSError:
-                pass  # the device is gone; the next one is bound as it should be
 
     def fileno(self) -> int:
         """The socket's descriptor."""
@@ -174,14 +147,10 @@ class Ring:
 
     def statistics(self) -> Statistics:
         """tp_packets (which includes tp_drops) and tp_drops; the kernel resets both at each reading, we add up."""
-        packets, drops, _freezes = struct.unpack("@3I", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 12))
+        packets, drops, _freezes = struct.unpack("@3I", self._socket.getsockopt(SOL_PACKET, _PACKET_STATISTICS, 12))
         self._captured += packets
         self._dropped += drops
         return Statistics(self._captured, self._dropped)
-
-    def attach(self, program: Sequence[Instruction]) -> None:
-        """Swap the filter; 16 to 42 µs, safe while packets arrive."""
-        attach_filter(self._socket, program)
 
     def pending_error(self) -> str:
         """The socket's error, as ENETDOWN after the interface went down or away."""
@@ -199,47 +168,3 @@ class Ring:
             except BufferError:
                 pass  # a view of a block is alive in a traceback; the map goes with it
         self._socket.close()
-
-
-def open_packet_socket(name: str) -> socket.socket:
-    """A packet socket that receives nothing yet. Raises HostError without CAP_NET_RAW."""
-    try:
-        return socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
-    except PermissionError:
-        raise PrivilegeError(
-            f"capturing on {name} needs the capability CAP_NET_RAW: run as root or grant it to the service"
-        ) from None
-    except OSError as error:
-        raise HostError(f"this kernel offers no packet sockets: {error.strerror}") from error
-
-
-def describe_super_packets(sock: socket.socket) -> None:
-    """Ask for a virtio header in front of each frame (PACKET_VNET_HDR); before the ring is made."""
-    sock.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
-
-
-def bind(sock: socket.socket, index: int, *, paused: bool = False) -> None:
-    """Begin to see a device's packets; or none of them, and spare the kernel their clones. Raises OSError."""
-    # Python binds by name alone, and names change.
-    sock.bind((socket.if_indextoname(index), _ETH_P_NONE if paused else _ETH_P_ALL))
-
-
-def be_promiscuous(sock: socket.socket, index: int) -> None:
-    """Until the socket is closed or the device goes; a device made anew is asked again."""
-    membership = struct.pack("@iHH8x", index, _PACKET_MR_PROMISC, 0)
-    sock.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, membership)
-
-
-def attach_filter(sock: socket.socket, program: Sequence[Instruction]) -> None:
-    """SO_ATTACH_FILTER. Raises ConfigError where the kernel's memory for filters is too small for the program."""
-    code = encode(program)
-    buffer = ctypes.create_string_buffer(code, len(code))
-    try:
-        sock.setsockopt(
-            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program), ctypes.addressof(buffer))
-        )
-    except OSError as error:
-        raise ConfigError(
-            f"the capture filter has {len(program)} instructions and the kernel refused it ({error.strerror}): "
-            "make the filter shorter or raise net.core.optmem_max"
-        ) from error

@@ -127,6 +127,10 @@ class Tap:
                 setattr(ledger, why, getattr(ledger, why) + new)
                 ledger.delivered -= new
 
+    def forget(self, collector_id: str) -> None:
+        """This collector does not know the run, or not any more: what it counts begins at 0."""
+        self._told = {key: count for key, count in self._told.items() if key[0] != collector_id}
+
     def refresh(self) -> InterfaceLedger:
         """Read the kernel's counters into the ledgers; their sum."""
         for source in self.sources:

@@ -46,6 +46,11 @@ class Connection:
         return self.socket.fileno()
 
     @property
+    def takes_frames(self) -> bool:
+        """May more be taken from it in this turn?"""
+        return not (self.is_finished or self.waits_for_sink)
+
+    @property
     def host(self) -> str:
         """Where it comes from, without the port: the same words for each of a stranger's connections."""
         return self.peer.rpartition(":")[0]

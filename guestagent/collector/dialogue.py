@@ -33,7 +33,7 @@ class Dialogue:
         """Take one turn's worth; False where that was the end. It raises what a hostile peer provokes."""
         budget = self._take_frames(connection, TURN_BYTES, now)
         is_open = True
-        while budget > 0 and not connection.is_finished:
+        while budget > 0 and connection.takes_frames:
             space = connection.deframer.space()
             try:
                 count = connection.socket.recv_into(space)
@@ -48,7 +48,7 @@ class Dialogue:
             budget = self._take_frames(connection, budget, now)
             if count < len(space):
                 break
-        connection.has_more = budget <= 0
+        connection.has_more = budget <= 0 or connection.waits_for_sink
         self.settle(connection, now)
         return is_open and not connection.is_finished
 
@@ -58,7 +58,7 @@ class Dialogue:
             for frame in connection.deframer.frames():
                 self._handle(connection, frame, now)
                 budget -= LEAST_FRAME_COST_BYTES
-                if budget <= 0 or connection.is_finished:
+                if budget <= 0 or not connection.takes_frames:
                     break
         return budget
 
@@ -87,6 +87,7 @@ class Dialogue:
         except ValueError as error:
             raise ProtocolError(str(error)) from error
         connection.run, connection.copy = run, hello.copy
+        connection.waits_for_sink = bool(run.track.output.blocked_by)
         connection.deframer.welcome()
         answered = frames.encode_json(Kind.HELLO, encode_collector_hello(answer))
         connection.send(self._loop, connection.preface() + answered)

@@ -32,9 +32,11 @@ NEVER = -1.0
 _SELECTION = ("filter", "keep", "slice")
 """Keys of a report's limits that must be the same at both ends; with `keep` below 1 the seed, too."""
 _ONE_SIDED = re.compile(
-    r"\b(inbound|outbound|ether|link|wlan|ifname|vlan|mpls|pppoe[ds]|broadcast|multicast|len|less|greater)\b|\["
+    r"\b(inbound|outbound|ifname|ifindex|ether|link|wlan|fddi|tr|ppp|slip|vlan|mpls|pppoe[ds]|broadcast|multicast|len"
+    r"|less|greater)\b|\["
 )
-"""Words of pcap-filter(7) by which two ends of a conversation can differ over a packet."""
+"""Words of pcap-filter(7) by which two ends of a conversation can differ over a packet; libpcap takes fddi, tr, ppp and
+slip for ether on any link."""
 _LOSSES = ("capped", "dropped_by_ring", "unsupported_gso")
 
 

@@ -12,6 +12,7 @@ from guestagent.collector.fidelity import MOST_INTERVALS
 from guestagent.collector.run import Run
 from guestagent.collector.sinks.outlet import Outlet
 from guestagent.collector.sinks.track import Resume, Track
+from guestagent.errors import GuestagentError
 from guestagent.tapstream.hello import AgentHello, CollectorHello
 
 log = logging.getLogger("guestagent.collector")
@@ -19,6 +20,10 @@ log = logging.getLogger("guestagent.collector")
 REPORT_SCHEMA = "guestagent.collector/1"
 MOST_AGENTS = 4096
 """Names are the peers' to choose; a stranger who invents them must not fill our memory."""
+FORGET_NS = 3600 * 1_000_000_000
+"""An agent that was away so long makes room for another where there is none: VMs come and go, names with them."""
+FORGOTTEN = "(forgotten)"
+"""Whose books have the sums of those; no agent has such a name."""
 MOST_UNCLEAN_ENDS = 100
 _SUMMED: dict[str, Callable[[Run], int]] = {
     "received": lambda run: run.received,
@@ -64,6 +69,21 @@ class Agent:
         self.tags: dict[str, str] = {}
         self.refused = 0
         """Connections in this agent's name that were closed for what they sent."""
+        self.seen_ns = 0
+        """When it greeted, or left, last."""
+
+    @property
+    def is_away(self) -> bool:
+        """Does none of its runs stream?"""
+        return all(run.broken_ns for run in self.runs.values())
+
+    def inherit(self, other: "Agent") -> None:
+        """Add the books of an agent without runs."""
+        self.totals = {key: count + other.totals[key] for key, count in self.totals.items()}
+        self.unclean_ends = [*self.unclean_ends, *other.unclean_ends][-MOST_UNCLEAN_ENDS:]
+        self.reduced = [*self.reduced, *other.reduced][-MOST_INTERVALS:]
+        self.unclean_end_count += other.unclean_end_count
+        self.refused += other.refused
 
     def fold(self, run: Run) -> None:
         """Add an ended run to the sums."""
@@ -97,10 +117,9 @@ class Registry:
         """The run that a hello begins or resumes, and the answer to send. Raises ValueError for one agent too many."""
         agent = self.agents.get(hello.agent_id)
         if agent is None:
-            if len(self.agents) >= MOST_AGENTS:
-                raise ValueError(f"this collector already serves {MOST_AGENTS} agents")
+            self._make_room()
             agent = self.agents[hello.agent_id] = Agent()
-        agent.tags = hello.tags
+        agent.tags, agent.seen_ns = hello.tags, time.time_ns()
         run = agent.runs.get(hello.run_id)
         if run is None:
             self._end_dead_runs(agent, hello)
@@ -110,6 +129,19 @@ class Registry:
         held = run.resume_at(hello, self._collector_id) if run.known_before else None
         run.known_before = True
         return run, CollectorHello(self._collector_id, self._version, held, run.place.unsupported_gso)
+
+    def _make_room(self) -> None:
+        """For one name more. Raises ValueError where no agent has been away for long."""
+        if len(self.agents) - (FORGOTTEN in self.agents) < MOST_AGENTS:
+            return
+        away = [(agent.seen_ns, name) for name, agent in self.agents.items() if agent.is_away and name != FORGOTTEN]
+        seen_ns, oldest = min(away, default=(time.time_ns(), ""))
+        if time.time_ns() - seen_ns < FORGET_NS:
+            raise ValueError(f"this collector already serves {MOST_AGENTS} agents")
+        agent = self.agents[oldest]
+        for run in list(agent.runs.values()):
+            self._end_unclean(agent, run, time.time_ns())
+        self.agents.setdefault(FORGOTTEN, Agent()).inherit(self.agents.pop(oldest))
 
     def _end_dead_runs(self, agent: Agent, hello: AgentHello) -> None:
         """A new run of the same agent tells that its broken ones will not come back."""
@@ -126,17 +158,24 @@ class Registry:
             end["gap_from"],
             end["gap_until"],
         )
-        run.end(f"unclean end: nothing is held from {end['gap_from']} until {end['gap_until']}")
-        agent.fold(run)
+        self._end(run, f"unclean end: nothing is held from {end['gap_from']} until {end['gap_until']}")
 
     def said_goodbye(self, run: Run, reason: str) -> None:
         """A run ended as it should."""
-        run.end(reason)
+        self.agents[run.hello.agent_id].seen_ns = time.time_ns()
+        self._end(run, reason)
+
+    def _end(self, run: Run, reason: str) -> None:
+        """It is over, whether or not its last words can be written: nobody else shall pay for its file."""
+        try:
+            run.end(reason)
+        except GuestagentError as error:
+            log.error("agent %s: %s", run.hello.agent_id, error)
         self.agents[run.hello.agent_id].fold(run)
 
     def broke(self, run: Run) -> None:
         """A connection ended without BYE: the run may come back."""
-        run.broken_ns = time.time_ns()
+        run.broken_ns = self.agents[run.hello.agent_id].seen_ns = time.time_ns()
 
     def close(self) -> None:
         """The collector stops: broken runs end unclean, the others just end here."""
@@ -145,8 +184,7 @@ class Registry:
                 if run.broken_ns:
                     self._end_unclean(agent, run, time.time_ns())
                 else:
-                    run.end("the collector stopped; the run may go on elsewhere")
-                    agent.fold(run)
+                    self._end(run, "the collector stopped; the run may go on elsewhere")
         self._sink.close()
         for outlet in self._outlets:
             outlet.close()
@@ -164,4 +202,9 @@ class Registry:
                 "unclean_end_count": agent.unclean_end_count,
                 "streaming": sum(not run.broken_ns for run in agent.runs.values()),
             }
-        return {"schema": REPORT_SCHEMA, "collector_id": self._collector_id, "agents": agents}
+        return {
+            "schema": REPORT_SCHEMA,
+            "collector_id": self._collector_id,
+            "blocked_by": self._sink.blocked_by(),
+            "agents": agents,
+        }

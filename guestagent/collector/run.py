@@ -12,9 +12,9 @@ from guestagent.collector.fidelity import Fidelity, utc
 from guestagent.collector.leases import Member
 from guestagent.collector.sinks.outlet import Spout
 from guestagent.collector.sinks.track import Resume, Track
-from guestagent.model import Interface
+from guestagent.model import MOST_INTERFACES, Interface
 from guestagent.tapstream.frames import SEQUENCED, Frame, Kind, ProtocolError, decode_block, decode_json
-from guestagent.tapstream.hello import MOST_INTERFACES, AgentHello, decode_interface
+from guestagent.tapstream.hello import AgentHello, decode_interface
 from guestagent.tapstream.session import AckClock, ReceiveState
 
 
@@ -137,13 +137,13 @@ class Run:
         return notes
 
     def end(self, reason: str) -> None:
-        """The run is over."""
+        """The run is over. Raises RunError where its last words can't be written; all is closed then, too."""
         if not self.ended:
             self.ended = True
             self.fidelity.ended(self.last_frame_ns)
-            self.track.end(reason)
             for spout in self._spouts:
                 spout.close()
+            self.track.end(reason)
 
     def unclean_end(self, next_ns: int) -> dict[str, Any]:
         """The gap that an agent left that died: nothing of it is held between these two times."""

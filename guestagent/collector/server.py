@@ -197,10 +197,10 @@ class Server:
         due = now + 1.0
         for connection in self.connections.values():
             if connection.waits_for_sink:
-                return now + RETRY_SECONDS
-            if connection.has_more:
+                due = min(due, now + RETRY_SECONDS)
+            elif connection.has_more:
                 return now
-            if connection.run is not None and connection.run.acks.due_at is not None:
+            elif connection.run is not None and connection.run.acks.due_at is not None:
                 due = min(due, connection.run.acks.due_at)
         return due
 

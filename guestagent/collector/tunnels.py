@@ -52,6 +52,10 @@ class Sender:
         self.run = run
         self.sequence = 0
         self.heard_at = now
+        self.unsafe = 0
+        """Frames that its sink was given and has not taken yet."""
+        self.is_broken = False
+        """Its sink raised at the last flush: it is given no more before it takes what it has."""
 
 
 class Tunnels:
@@ -63,8 +67,8 @@ class Tunnels:
         self._senders: dict[tuple[str, str, int | None], Sender] = {}
         self._arena = memoryview(bytearray(TURN_BYTES + MOST_DATAGRAM_BYTES))
         self._block = memoryview(bytearray(BLOCK_BYTES))
-        self._blocked: set[Run] = set()
-        """Runs whose sink takes no more now; nothing is read meanwhile."""
+        self._blocked: set[Sender] = set()
+        """Those whose sink takes no more now; nothing is read meanwhile."""
         self.malformed: Counter[str] = Counter()
         """Datagrams that hold no copy, by kind of fault."""
         self.lost: Counter[str] = Counter()
@@ -129,11 +133,20 @@ class Tunnels:
 
     def _deliver(self, key: tuple[str, str, int | None], items: list[Item], now: float) -> None:
         """The items of one sender as blocks of records into its run."""
-        sender = self._senders.get(key) or self._admit(key, now)
-        if sender is None:
-            self.lost["too_many_senders"] += len(items)
+        try:
+            sender = self._senders.get(key) or self._admit(key, now)
+        except (ValueError, GuestagentError) as error:
+            reason = "too_many_senders" if isinstance(error, ValueError) else "sink_broken"
+            if not self.lost[reason]:  # once: senders are a stranger's to invent
+                log.error("%s can't be taken: %s", foreign.sender_name(*key), error)
+            self.lost[reason] += len(items)
             return
         sender.heard_at = now
+        if sender.is_broken:
+            self._flush(sender, now)
+        if sender.is_broken:
+            self.lost["sink_broken"] += len(items)
+            return
         writer = BlockWriter(self._block, BLOCK_PREFIX_BYTES)
         for item in items:
             if not _add(writer, item):
@@ -141,7 +154,8 @@ class Tunnels:
                 writer = BlockWriter(self._block, BLOCK_PREFIX_BYTES)
                 _add(writer, item)
         self._take(sender, writer, now)
-        self._flush(sender.run, now)
+        sender.unsafe += len(items)
+        self._flush(sender, now)
 
     def _take(self, sender: Sender, writer: BlockWriter, now: float) -> None:
         start = writer.start - BLOCK_PREFIX_BYTES
@@ -149,37 +163,43 @@ class Tunnels:
         sender.sequence += 1
         sender.run.frame(Frame(Kind.BLOCK, 0, 0, sender.sequence, self._block[start : writer.end]), now)
 
-    def _flush(self, run: Run, now: float) -> None:
+    def _flush(self, sender: Sender, now: float) -> None:
         """What the sink can't take for good is the operator's to know; the other senders go on."""
+        sender.is_broken = False
         try:
-            if not run.flush(now):
-                self._blocked.add(run)
+            if not sender.run.flush(now):
+                self._blocked.add(sender)
                 return
+            sender.unsafe = 0
         except GuestagentError as error:
-            log.error("%s: %s", run.hello.agent_id, error)
-            self.lost["sink_broken"] += 1
-        self._blocked.discard(run)
+            log.error("%s: %s", sender.run.hello.agent_id, error)
+            sender.is_broken = True
+        self._blocked.discard(sender)
+
+    def _give_up(self, sender: Sender, now: float) -> None:
+        """It gets no more turn: what its sink does not take now is lost."""
+        if sender.unsafe:
+            self._flush(sender, now)
+            self.lost["sink_broken" if sender.is_broken else "sink_full"] += sender.unsafe
+            sender.unsafe = 0
 
     # -- senders --------------------------------------------------------------------------------------------------
 
-    def _admit(self, key: tuple[str, str, int | None], now: float) -> Sender | None:
-        """A sender that was not heard before; None where there is no room for one more."""
+    def _admit(self, key: tuple[str, str, int | None], now: float) -> Sender:
+        """A sender that was not heard before. Raises ValueError for one too many, GuestagentError where no file is."""
         if len(self._senders) >= MOST_SENDERS:
             oldest = min(self._senders, key=lambda one: self._senders[one].heard_at)
             if now - self._senders[oldest].heard_at < IDLE_SECONDS:
-                return None
-            self._registry.said_goodbye(self._senders.pop(oldest).run, "it was silent")
+                raise ValueError(f"{MOST_SENDERS} others send")
+            gone = self._senders.pop(oldest)
+            self._give_up(gone, now)
+            self._registry.said_goodbye(gone.run, "it was silent")
         scheme, source, tunnel_key = key
         name = foreign.sender_name(scheme, source, tunnel_key)
         facts = Interface(0, scheme if tunnel_key is None else f"{scheme}-{tunnel_key}", "", 0)
         host = foreign.sender_name(scheme, source, None)
         hello = AgentHello(name, os.urandom(16).hex(), host, __version__, LAYOUT_VIRTIO, 0, time.time_ns(), 1, (facts,))
-        try:
-            run, _ = self._registry.open(hello)
-        except (ValueError, GuestagentError) as error:
-            if not self.lost["too_many_senders"]:
-                log.error("%s can't be taken: %s", name, error)
-            return None
+        run, _ = self._registry.open(hello)
         log.info("%s began to send", name)
         sender = self._senders[key] = Sender(run, now)
         return sender
@@ -193,8 +213,8 @@ class Tunnels:
     def tick(self, now: float) -> None:
         """Try blocked sinks again."""
         if self._blocked:
-            for run in list(self._blocked):
-                self._flush(run, now)
+            for sender in list(self._blocked):
+                self._flush(sender, now)
             self._pause_if_blocked()
 
     def deadline(self, now: float) -> float:
@@ -217,6 +237,8 @@ class Tunnels:
 
     def close(self) -> None:
         """Close the sockets; the registry ends the runs."""
+        for sender in self._senders.values():
+            self._give_up(sender, self._loop.now())
         for intake in self._intakes:
             self._loop.forget(intake)
             intake.close()

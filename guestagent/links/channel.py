@@ -7,9 +7,6 @@
 
 The local port is chosen before the connection is made (bind), so the capture filter can leave out exactly this
 connection from its first packet on: nothing wider is ever excluded.
-
-A frame that the socket took only in part is repeated from the same byte of the same memory before anything else is
-sent: TLS demands it (a retried write must offer the same bytes), TCP does not mind.
 """
 
 import os
@@ -18,6 +15,7 @@ from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
+from guestagent.errors import PeerError
 from guestagent.links.collectors import Patience
 from guestagent.links.owner import LinkOwner, LinkState
 from guestagent.links.pulse import Pulse, Sign
@@ -44,10 +42,6 @@ class Phase(Enum):
     WATCHING = "watching"
     GREETING = "greeting"
     STREAMING = "streaming"
-
-
-class _GoodbyeError(Exception):
-    """The collector ends the connection; the text is the sentence."""
 
 
 class ChannelOwner(Protocol):
@@ -85,7 +79,7 @@ class Channel:
         self._due_at = 0.0
         self.is_swallowed = False
         """It ended because large packets, perhaps, do not get through."""
-        self._sent_bytes = self._sent_sequence = self._acked_sequence = 0
+        self._sent_bytes = self._sent_sequence = self.acked_sequence = 0
 
     def open(
         self, address: Address, now: float, *, host: str, tls: "Credentials | None", watch: bool, segment_bytes: int = 0
@@ -159,7 +153,12 @@ class Channel:
     def _connected(self, plain: socket.socket, now: float) -> None:
         self._ramp.segment = segment_of(plain)._replace(is_secure=self._tls is not None)
         if self._tls is not None:
-            self._socket = self._tls.wrap(plain, self._host)
+            try:
+                self._socket = self._tls.wrap(plain, self._host)
+            except OSError as error:  # it is gone again, and with it what ssl made of it
+                self._socket = None
+                self._link.broke(self, f"the connection to {self.name} broke: {error.strerror}")
+                return
         self._control.append(frames.PREFACE)
         if self._is_watch:
             self.phase = Phase.WATCHING
@@ -193,7 +192,7 @@ class Channel:
             pass
         except OSError as error:
             self.end(f"the connection to {self.name} broke: {error.strerror or error}")
-        except _GoodbyeError as goodbye:
+        except PeerError as goodbye:
             self.end(str(goodbye))
         except ProtocolError as error:
             self.end(f"{self.name} is no collector of ours: {error}")
@@ -201,9 +200,10 @@ class Channel:
     def _handle(self, frame: Frame, now: float) -> None:
         if frame.kind == Kind.BYE:
             reason = str(frames.decode_json(frame).get("reason", ""))[:200]
-            raise _GoodbyeError(f"{self.name} said goodbye: {frames.printable(reason)}")
+            raise PeerError(f"{self.name} said goodbye: {frames.printable(reason)}")
         if frame.kind == Kind.PING:
-            self._control.append(frames.encode(Kind.PONG))
+            if (pong := frames.encode(Kind.PONG)) not in self._control:  # one answers all pings that wait
+                self._control.append(pong)
         elif frame.kind == Kind.PONG:
             self.pongs += 1
             if self.phase is Phase.WATCHING:
@@ -212,13 +212,13 @@ class Channel:
             if self.phase is not Phase.GREETING or frame.kind != Kind.HELLO:
                 raise ProtocolError("no hello came first")
             answer = decode_collector_hello(frames.decode_json(frame))
-            self._collector_id = answer.collector_id
+            self._collector_id, self.acked_sequence = answer.collector_id, answer.held_sequence or 0
             self._deframer.welcome()
             self.phase = Phase.STREAMING
             self._pulse.welcomed(now, self._sent_bytes, now - self._due_at + self.patience.connect_seconds)
             self._link.welcomed(self, answer, now)
         elif frame.kind == Kind.ACK:
-            self._acked_sequence = frame.sequence
+            self.acked_sequence = frame.sequence
             self._owner.acknowledged(frame.sequence, self._collector_id, frames.decode_json(frame))
         elif frame.kind == Kind.LEASE:
             self._owner.leased(decode_lease(frames.decode_json(frame)), now)
@@ -270,7 +270,7 @@ class Channel:
     @property
     def is_settled(self) -> bool:
         """Was everything that went out acknowledged?"""
-        return not self._ramp and self._acked_sequence >= self._sent_sequence
+        return not self._ramp and self.acked_sequence >= self._sent_sequence
 
     def retransmitted(self) -> int | None:
         """Segments that the kernel sent again on this connection."""

@@ -96,4 +96,5 @@ class Rota:
     def returned(self, at: int, now: float) -> None:
         """A better collector takes over."""
         self.at, self._address = at, 0
+        self.look_at = inf
         self._returned_at = now

@@ -15,6 +15,7 @@ import errno
 import logging
 import socket
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from guestagent.encap.inner import UDP
@@ -49,10 +50,10 @@ class Captures(Protocol):
     """Whoever must not capture the copies, or send copies of them."""
 
     def exclude(self, exclusion: Exclusion) -> None:
-        """Packets of ours, before the first of them leaves."""
+        """Packets of ours, before the first of them leaves; each time counts."""
 
     def readmit(self, exclusion: Exclusion) -> None:
-        """They are ours no more."""
+        """They are ours no more, or once less."""
 
 
 class Destination:
@@ -118,13 +119,14 @@ class Destination:
         except OSError as error:
             self._complain(f"no socket for it: {error.strerror}")
             return
+        exclusions = self._exclusions_of(sender)
+        for exclusion in exclusions:
+            self._captures.exclude(exclusion)
         try:
-            exclusions = self._exclusions_of(sender)
-            for exclusion in exclusions:
-                self._captures.exclude(exclusion)
             sender.connect()
         except OSError as error:
             sender.close()
+            self._readmit(exclusions)
             self._complain(f"no way leads there: {error.strerror}")
             return
         if self.way is None:
@@ -133,8 +135,7 @@ class Destination:
             log.warning("%s is at %s now, copies go there", self.name, address[1][0])
             self.way.move(sender)
             self.is_gone, self.is_unreachable, self.trouble = False, False, ""
-        for old in set(self._exclusions) - set(exclusions):
-            self._captures.readmit(old)
+        self._readmit(self._exclusions)
         self._address, self._exclusions = address, exclusions
         self._drop_check()
 
@@ -143,6 +144,10 @@ class Destination:
             return sender.exclusions
         companion = Exclusion(_IPPROTO_TCP, sender.exclusions[0].remote_address, self.endpoint.check, 0)
         return (*sender.exclusions, companion)
+
+    def _readmit(self, exclusions: Iterable[Exclusion]) -> None:
+        for one in exclusions:
+            self._captures.readmit(one)
 
     def _next_address(self) -> Address | None:
         """Where copies should go; None, with a complaint, where that is nowhere."""
@@ -196,7 +201,11 @@ class Destination:
             if state != _ESTABLISHED:
                 self._fail(now, f"TCP port {self.endpoint.check} does not accept connections", True)
         family, address = self._address
-        self._check = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            self._check = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        except OSError as error:
+            log.warning("%s: TCP port %d can't be asked: %s", self.name, self.endpoint.check, error.strerror)
+            return
         self._check.connect_ex((address[0], self.endpoint.check, *address[2:]))
 
     def _drop_check(self) -> None:

@@ -59,9 +59,7 @@ class DirectLink:
         self._stale: dict[str, int] = {}
         self._lost: dict[str, int] = {}
         """Counts by interface id, as an ACK carries them."""
-        hello = owner.hello()
-        self._has_virtio = hello.layout == LAYOUT_VIRTIO
-        self._names = {one.id: one.name for one in hello.interfaces}
+        self._has_virtio = owner.hello().layout == LAYOUT_VIRTIO
         owner.resumed(CollectorHello(NAME, "", None, {}))
 
     # -- time -----------------------------------------------------------------------------------------------------
@@ -126,8 +124,10 @@ class DirectLink:
         return True
 
     def _load(self, pending: Pending) -> None:
-        """Queue the records of a BLOCK; what else is numbered means nothing to a sensor."""
+        """Queue the records of a BLOCK. To a sensor nothing else means anything; an INFO may tell of another name."""
         self._sequence = pending.sequence
+        if pending.kind == Kind.INFO:
+            self._about_keys.clear()
         if pending.kind != Kind.BLOCK:
             return
         whole = memoryview(pending.frame)
@@ -159,7 +159,8 @@ class DirectLink:
         """Keys of what comes in and what goes out; None: the URL's."""
         found = self._about_keys.get(interface)
         if found is None:
-            name = self._names.get(interface, "")
+            names = {one.id: one.name for one in self._owner.hello().interfaces}
+            name = names.get(interface, "")
             found = self._about_keys[interface] = (self._key(name, "in"), self._key(name, "out"))
         return found
 

@@ -37,7 +37,7 @@ class Resolver:
         self.addresses: list[Address] = []
         self.error = ""
         if is_numeric(host):
-            self.addresses = look_up(host, port, socket.AI_NUMERICHOST)
+            self._read()
 
     def fileno(self) -> int:
         """Readable once an answer is there."""
@@ -46,6 +46,8 @@ class Resolver:
     def start(self) -> bool:
         """Ask; False where the host is numeric and the answer is there already."""
         if is_numeric(self._host):
+            if not self.addresses:
+                self._read()
             return False
         if not self._busy:
             self._busy = True
@@ -55,6 +57,13 @@ class Resolver:
                 self.error = str(failure)
                 os.eventfd_write(self._event, 1)
         return True
+
+    def _read(self) -> None:
+        """A numeric host; its zone may name an interface that comes later."""
+        try:
+            self.addresses, self.error = look_up(self._host, self._port, socket.AI_NUMERICHOST), ""
+        except OSError as failure:
+            self.error = failure.strerror or str(failure)
 
     def _ask(self) -> None:
         addresses, error = [], ""

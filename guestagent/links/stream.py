@@ -77,9 +77,8 @@ class StreamLink:
         self._channel: Channel | None = None
         self._watch: Channel | None = None
         self._watch_at = 0
-        self._leave_at = inf
-        self._is_resolving = False
-        self._due_at = 0.0
+        self._leave_at, self._due_at, self._is_resolving = inf, 0.0, False
+        self._reached = 0  # the last frame that was acknowledged when a connection ended
 
     @property
     def _collector(self) -> Collector:
@@ -170,7 +169,6 @@ class StreamLink:
         """The collector takes the run."""
         self._owner.resumed(answer)
         self._loss.new_connection()
-        self._backoff.succeeded()
         self._rota.serves(now)
         self._collector.takeovers += 1
         self._change(True, f"connected to collector {answer.collector_id} at {channel.name}")
@@ -264,6 +262,8 @@ class StreamLink:
         if channel.phase is Phase.STREAMING:
             self.state.reconnects += 1
             self._rota.broke(self._loop.now())
+            self._backoff.served(progressed=channel.acked_sequence > self._reached)
+            self._reached = channel.acked_sequence
         self._failed(reason)
 
     def cut(self, reason: str) -> bool:

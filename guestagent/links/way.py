@@ -98,6 +98,8 @@ class Way:
             first = 0
         if first:
             self._lose("oversize", 1, 1)
+            if not lane.sizes:
+                self._busy.pop()
 
     def _header(self, key: int, is_truncated: bool, tci: int | None) -> bytes:
         if self._tunnel.is_sequenced:

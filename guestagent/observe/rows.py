@@ -101,6 +101,7 @@ AGENT_ROWS = (
 COLLECTOR_ROWS = (
     Row("guestagent_collector_connections", "Agents connected, greeting ones included.", _key("connections")),
     Row("guestagent_collector_refused_total", "Connections closed for what they sent.", _key("refused")),
+    Row("guestagent_collector_blocked", "1 while nothing can be written.", lambda s: bool(s.get("blocked_by"))),
     Row("guestagent_collector_agents", "Agents seen since the start.", lambda s: len(s["agents"])),
 )
 PER_AGENT_ROWS = (

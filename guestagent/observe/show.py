@@ -44,6 +44,8 @@ def _agent_lines(snapshot: dict[str, Any]) -> Iterator[str]:
 
 def _collector_lines(snapshot: dict[str, Any]) -> Iterator[str]:
     yield f"collector {snapshot['collector_id']}: {snapshot['connections']} connected, {snapshot['refused']} refused"
+    if reason := snapshot.get("blocked_by"):
+        yield f"writes nothing at the moment: {reason}; agents keep what they have while their rings have room"
     for number, one in enumerate(snapshot.get("workers", ())):
         state = f"process {one['pid']}, {one['connections']} connected" if one["pid"] else "gone, it starts again"
         restarts = f", started again {one['restarts']} times" if one["restarts"] else ""

@@ -7,14 +7,12 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from guestagent.model import LINK_TYPE_ETHERNET, Interface
+from guestagent.model import LINK_TYPE_ETHERNET, MOST_INTERFACES, Interface
 from guestagent.tapstream.frames import ProtocolError, printable
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _MAC = re.compile(r"(?:[0-9a-f]{2}(?::[0-9a-f]{2}){5})?")
-MOST_INTERFACES = 64
-"""More NICs than any cloud gives one VM (AWS: 15 cards' worth)."""
 MOST_ADDRESSES = 64
 MOST_TAGS = 16
 MOST_TAG_CHARACTERS = 64
@@ -71,14 +69,18 @@ class CollectorHello:
 def _field(
     value: dict[str, Any], key: str, kind: type, where: str, *, least: int = 0, most: int = _MOST_INTEGER
 ) -> Any:
-    """A whole number in its range, or a text that is fit to be shown and encoded: the rest of it is escaped."""
+    """A whole number in its range, or a text that is fit to be shown and encoded: the rest of it is escaped.
+
+    Lengths are those of what is shown: another worker, to whom the hello is handed over, finds the same.
+    """
     found: Any = value.get(key)
     if found.__class__ is not kind:
         raise ProtocolError(f"{where}: {key} is {'missing' if found is None else 'no ' + kind.__name__}")
     if isinstance(found, str):
-        if len(found) > MOST_TEXT_CHARACTERS:
+        shown = printable(found)
+        if len(shown) > MOST_TEXT_CHARACTERS:
             raise ProtocolError(f"{where}: {key} is longer than {MOST_TEXT_CHARACTERS} characters")
-        return printable(found)
+        return shown
     if isinstance(found, int) and not least <= found <= most:
         raise ProtocolError(f"{where}: {key} is out of range")
     return found
@@ -165,10 +167,10 @@ def decode_agent_hello(value: dict[str, Any], layouts: tuple[str, ...]) -> Agent
 def _tags(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or len(value) > MOST_TAGS:
         raise ProtocolError(f"hello: tags must be a JSON object of at most {MOST_TAGS}")
-    for name, text in value.items():
-        if not is_name(name) or not isinstance(text, str) or len(text) > MOST_TAG_CHARACTERS:
-            raise ProtocolError(f"hello: tags must be texts of at most {MOST_TAG_CHARACTERS} characters by name")
-    return {name: printable(text) for name, text in value.items()}
+    shown = {name: printable(text) for name, text in value.items() if is_name(name) and isinstance(text, str)}
+    if len(shown) < len(value) or any(len(text) > MOST_TAG_CHARACTERS for text in shown.values()):
+        raise ProtocolError(f"hello: tags must be texts of at most {MOST_TAG_CHARACTERS} characters by name")
+    return shown
 
 
 def _acknowledged(value: Any) -> dict[str, int]:

@@ -200,6 +200,7 @@ class Backoff:
         self._wait = min(self._wait * 2, LATE_BACKOFF_SECONDS)
         return wait * (0.5 + self._random() / 2)
 
-    def succeeded(self) -> None:
-        """The outage is over."""
-        self._since, self._wait = None, FIRST_BACKOFF_SECONDS
+    def served(self, *, progressed: bool) -> None:
+        """A connection that stood is over. Where it brought nothing forward, this is still the outage of before."""
+        if progressed:
+            self._since, self._wait = None, FIRST_BACKOFF_SECONDS

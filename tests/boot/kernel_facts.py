@@ -14,7 +14,8 @@ from typing import Any
 from guestagent.capture.block import walk
 from guestagent.capture.bpf import compose
 from guestagent.capture.interfaces import describe, links
-from guestagent.capture.ring import RETIRE_MS, Ring, attach_filter, open_packet_socket
+from guestagent.capture.packetsocket import attach_filter, open_packet_socket
+from guestagent.capture.ring import RETIRE_MS, Ring
 from guestagent.errors import ConfigError
 
 SEGMENT_BYTES, SEGMENTS = 512, 3

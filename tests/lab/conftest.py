@@ -9,6 +9,7 @@ import pytest
 
 from guestagent.errors import HostError
 from guestagent.lab.hosts import Host, Lab
+from tests.lab.engines import ENGINES
 from tests.lab.rig import Rig
 
 HERE = Path(__file__).parent
@@ -48,3 +49,9 @@ def pair(lab: Lab) -> tuple[Host, Host]:
 def rig(tmp_path: Path) -> Rig:
     """Agent and collector below a directory of this test."""
     return Rig(tmp_path)
+
+
+@pytest.fixture(params=ENGINES)
+def kind(request: pytest.FixtureRequest) -> str:
+    """The name of an engine."""
+    return str(request.param)

@@ -15,8 +15,10 @@ from guestagent.cli import main
 from guestagent.mirror.aws import provider as aws
 from guestagent.mirror.gcp import clients
 from guestagent.mirror.gcp import provider as gcp
-from tests.mirror import gcp_fake
-from tests.mirror.ec2_fake import Fake, fake_account
+from tests.mirror.aws.fake import Fake, fake_account
+from tests.mirror.gcp.fake import Fake as FakeProject
+from tests.mirror.gcp.fake import fake_project
+from tests.mirror.gcp.words import PROJECT, REGION
 
 one_loader = functools.cache(botocore.loaders.create_loader)
 
@@ -44,9 +46,9 @@ def ec2(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
 
 
 @pytest.fixture(scope="session")
-def project_server() -> Iterator[gcp_fake.Fake]:
+def project_server() -> Iterator[FakeProject]:
     """One server for all tests of GCP."""
-    yield from gcp_fake.fake_project()
+    yield from fake_project()
 
 
 @pytest.fixture(scope="session")
@@ -61,10 +63,10 @@ def service_account(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gcp") / "key.json"
     content = {
         "type": "service_account",
-        "project_id": gcp_fake.PROJECT,
+        "project_id": PROJECT,
         "private_key_id": "1",
         "private_key": key.decode(),
-        "client_email": f"mirror@{gcp_fake.PROJECT}.iam.gserviceaccount.com",
+        "client_email": f"mirror@{PROJECT}.iam.gserviceaccount.com",
         "client_id": "1",
         "token_uri": "http://127.0.0.1:1/token",
     }
@@ -74,13 +76,13 @@ def service_account(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(
-    project_server: gcp_fake.Fake, service_account: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[gcp_fake.Fake]:
+    project_server: FakeProject, service_account: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FakeProject]:
     """The library finds the fake by the variables that gcloud documents, the key by Google's own."""
     project_server.reset()
     settings = {
         clients.ENDPOINT_VARIABLE: f"{project_server.url}/compute/v1/",
-        clients.REGION_VARIABLE: gcp_fake.REGION,
+        clients.REGION_VARIABLE: REGION,
         clients.CREDENTIALS_VARIABLE: str(service_account),
         "NO_GCE_CHECK": "true",
         "CLOUDSDK_CONFIG": "/nonexistent",

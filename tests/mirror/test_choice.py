@@ -15,8 +15,8 @@ from guestagent.mirror.aws.model import Inventory, Machine, tags
 from guestagent.mirror.show import MOST_LINES, choices_text
 from guestagent.mirror.spec import Spec
 from guestagent.mirror.survey import Choice
-from tests.mirror.ec2_fake import Fake
-from tests.mirror.test_aws import TARGET
+from tests.mirror.aws.fake import Fake
+from tests.mirror.aws.words import TARGET
 
 Run = Callable[..., tuple[int, Any, str]]
 

@@ -14,7 +14,7 @@ import pytest
 from guestagent.errors import HostError
 from guestagent.lab.hosts import Host, Lab
 from guestagent.mirror.metadata import Cloud
-from tests.mirror.ec2_fake import Fake
+from tests.mirror.aws.fake import Fake
 from tests.mirror.metadata_fake import AWS, AZURE, GCP, serve
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from guestagent.cli import main
 from guestagent.mirror.terminal import OVER
-from tests.mirror.ec2_fake import Fake
-from tests.mirror.test_aws import WEB
+from tests.mirror.aws.fake import Fake
+from tests.mirror.aws.words import WEB
 
 Talk = Callable[..., tuple[int, str]]
 

@@ -15,9 +15,7 @@ from guestagent.cli import main
 from guestagent.config import load_run
 from guestagent.endpoint import Endpoint
 from guestagent.observe import status
-from tests.unit.test_workers import Collector, Keys, start
-
-__all__ = ["start"]
+from tests.workers import Collector, Keys
 
 
 @pytest.fixture(autouse=True)

@@ -49,6 +49,16 @@ def test_returns_that_do_not_last_come_ever_later() -> None:
     assert rota.look_at == now + FIRST_RETURN_SECONDS
 
 
+def test_on_the_way_back_nobody_is_watched() -> None:
+    """A machine that stood still while it returned looks for no better one than the best: there is none to ask."""
+    rota = Rota(2)
+    rota.failed(1)
+    rota.serves(0.0)
+    rota.look(FIRST_RETURN_SECONDS)
+    rota.returned(0, 100.0)
+    assert rota.look_at == inf
+
+
 def test_agents_spread_evenly_and_losing_one_moves_its_own() -> None:
     """Of 3,000 agents each of three collectors is first for about a third; without one, only its agents move."""
     three = [Endpoint("tls", f"10.0.0.{number}", 4795) for number in range(3)]

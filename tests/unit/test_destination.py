@@ -1,9 +1,11 @@
 """Names of sensors: copies go where the name server says, never to a public address, never into the capture again."""
 
+import errno
 import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -17,6 +19,8 @@ from guestagent.model import Exclusion
 from tests.fakes import FakeOwner
 
 PUBLIC = "8.8.8.8"
+NO_WAY = "255.255.255.255"
+"""connect(2) is refused (EACCES): broadcasting was not asked for."""
 
 
 class Names:
@@ -151,6 +155,33 @@ def test_with_leave_copies_go_to_a_public_address(scene: Scene, names: Names) ->
     assert destination.way is not None or "no way leads there" in destination.trouble
 
 
+def test_tries_that_fail_leave_nothing_out(scene: Scene, names: Names) -> None:
+    """While no way leads to a sensor each second's try is forgotten: what is left out does not grow with the outage."""
+    names.addresses = [NO_WAY]
+    destination = scene.open(allow_cleartext=True)
+    for _ in range(3):
+        scene.tick()
+        assert "no way leads there: Permission denied" in destination.trouble
+    assert [] == scene.captures.exclusions
+
+
+def test_a_move_that_fails_leaves_the_old_way_out(
+    scene: Scene, names: Names, sensor: Callable[[str], socket.socket]
+) -> None:
+    """Copies go on to the address before, so that stays left out of the capture, and the other is in it."""
+    first = sensor("127.0.0.1")
+    names.addresses = ["127.0.0.1"]
+    scene.open(allow_cleartext=True, check=9)
+    scene.tick()
+    before = list(scene.captures.exclusions)
+    names.addresses = [NO_WAY]
+    for _ in range(3):
+        scene.tick(RESOLVE_SECONDS)
+    scene.send()
+    assert 1 == heard(first)
+    assert before == scene.captures.exclusions
+
+
 def test_copies_follow_the_name(
     scene: Scene, names: Names, sensor: Callable[[str], socket.socket], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -219,6 +250,26 @@ def test_the_next_address_of_a_name_serves_while_one_is_gone(
         scene.send()
         assert 1 == heard(second)
         assert {"127.0.0.2"} == scene.captures.hosts()
+
+
+def test_without_a_descriptor_the_companion_port_is_not_asked(
+    scene: Scene, names: Names, sensor: Callable[[str], socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is out of files sends on and judges nobody by a port that it could not ask."""
+    sensor("127.0.0.1")
+    names.addresses = ["127.0.0.1"]
+    with socket.create_server(("127.0.0.1", 0)) as companion:
+        destination = scene.open(check=companion.getsockname()[1])
+        scene.tick()
+        full = OSError(errno.EMFILE, "Too many open files")
+        with monkeypatch.context() as context:
+            context.setattr("guestagent.links.destination.socket.socket", mock.Mock(side_effect=full))
+            for _ in range(3):
+                scene.tick()
+        assert destination.is_well
+        for _ in range(2):
+            scene.tick()
+        assert destination.is_well
 
 
 def test_a_collectors_name_is_never_a_public_address(names: Names) -> None:

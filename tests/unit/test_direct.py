@@ -1,33 +1,28 @@
-"""The direct link without a network: runs of datagrams, lanes, room, keys, what is lost and what is told."""
+"""The direct link without a network: runs of datagrams, ports, keys, what is told."""
 
 import errno
 import socket
-from collections import Counter
-from collections.abc import Sequence
 from itertools import groupby
 from math import inf
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from guestagent.capture.block import PACKET_HOST, PACKET_OUTGOING, VIRTIO, BlockWriter
 from guestagent.encap.segment import NO_OFFLOAD
-from guestagent.encap.tunnel import TUNNELS
 from guestagent.encap.vxlan import decode
 from guestagent.endpoint import Endpoint
 from guestagent.links.batch import Batch
 from guestagent.links.datagram import open_datagrams
 from guestagent.links.direct import DirectLink
 from guestagent.links.sender import MOST_PAYLOAD_BYTES, MOST_SEGMENTS, messages
-from guestagent.links.way import Way
 from guestagent.loop import Loop
 from guestagent.model import Interface
 from guestagent.tapstream import frames as tapstream
 from guestagent.tapstream.frames import Kind
 from guestagent.tapstream.session import Pending
-from tests.frames import IPV4, TCP, UDP, ethernet, ipv4, tcp, udp
+from tests.ways import FRAMES
 
 
 @given(st.lists(st.sampled_from([1, 50, 51, 600, 1472, 9000, 65_507]), max_size=200), st.sampled_from([1, 64]))
@@ -88,117 +83,6 @@ def test_a_taken_port_gives_way() -> None:
     assert ports == expected
 
 
-class FakeSender:
-    """Takes datagrams as a script says: how many, and the errno of the next."""
-
-    def __init__(self, room_bytes: int, script: Sequence[tuple[int, int]] = ()) -> None:
-        self.room_bytes, self.script, self.lanes, self.outer_bytes = room_bytes, list(script), 64, 42
-        self.calls, self.mtu_changes, self.segmentation = 0, 0, "on"
-        self.faults: Counter[str] = Counter()
-        self.sent: list[bytes] = []
-
-    def send(self, lane: int, datagrams: Sequence[Sequence[bytes]], sizes: Sequence[int]) -> tuple[int, int]:
-        """See Sender.send."""
-        taken, number = self.script.pop(0) if self.script else (len(datagrams), 0)
-        if number == errno.EMSGSIZE:
-            self.room_bytes = 1000
-        self.sent += [b"".join(one) for one in datagrams[:taken]]
-        assert all(len(b"".join(one)) == size for one, size in zip(datagrams, sizes, strict=True))
-        return taken, number
-
-
-def way_of(sender: FakeSender, policy: str = "split", scheme: str = "vxlan") -> Way:
-    """A way through it."""
-    return Way(TUNNELS[scheme], sender, policy)  # type: ignore[arg-type]
-
-
-def add(way: Way, *frames: bytes, lane: int = 3) -> None:
-    """Queue plain frames."""
-    for frame in frames:
-        way.add((memoryview(frame), NO_OFFLOAD, len(frame), None), way.lanes[lane], 7)
-
-
-FRAMES = [ethernet(IPV4, ipv4(UDP, udp(bytes([n]) * 100))) for n in range(5)]
-
-
-def test_a_full_socket_is_waited_for() -> None:
-    """What the kernel did not take stays, in order, and nothing is lost."""
-    sender = FakeSender(1472, [(2, errno.EAGAIN), (0, errno.ENOBUFS)])
-    way = way_of(sender)
-    add(way, *FRAMES)
-    blocked = []
-    while not way.is_empty:
-        way.flush()
-        blocked.append(way.is_blocked)
-
-    assert blocked == [True, True, False]
-    assert [one[8:] for one in sender.sent] == FRAMES
-    assert (way.records, way.lost_records, way.frames) == (5, 0, 5)
-
-
-def test_an_allowance_lets_out_what_it_has_room_for() -> None:
-    """Outer headers count, a datagram too large for what is there takes a debt, the rest waits."""
-    way = way_of(FakeSender(1472))
-    add(way, *FRAMES)
-    each = len(FRAMES[0]) + 8 + 42
-
-    assert [way.flush(allowed) for allowed in (2 * each + 1, 1, inf, inf)] == [2 * each, each, 2 * each, 0]
-
-
-def test_a_narrower_path_splits_what_waits() -> None:
-    """After EMSGSIZE what no longer fits is split by the policy, once more, and all bytes leave."""
-    payload = bytes(range(250)) * 5
-    frame = ethernet(IPV4, ipv4(TCP, tcp(payload)))
-    sender = FakeSender(1472, [(1, errno.EMSGSIZE)])
-    way = way_of(sender)
-    add(way, FRAMES[0], frame, FRAMES[1])
-    way.flush()
-
-    assert max(map(len, sender.sent)) <= 1000
-    assert [sender.sent[at][8:] for at in (0, -1)] == FRAMES[:2]
-    assert b"".join(one[8 + 54 :] for one in sender.sent[1:-1]) == payload
-    assert (way.records, way.lost_records) == (3, 0)
-
-
-@pytest.mark.parametrize("policy, lost", [("truncate", 0), ("drop", 1)])
-def test_other_policies_of_a_narrower_path(policy: str, lost: int) -> None:
-    """Truncated it leaves, dropped it is a lost record of that name."""
-    frame = ethernet(IPV4, ipv4(UDP, udp(bytes(1300))))
-    sender = FakeSender(1472, [(0, errno.EMSGSIZE)])
-    way = way_of(sender, policy)
-    add(way, frame, FRAMES[0])
-    way.flush()
-
-    assert way.lost_records == lost == way.lost_frames["oversize"]
-    assert way.fitter.truncated == 1 - lost
-    assert len(sender.sent) == 2 - lost
-
-
-def test_without_a_way_the_lane_is_lost_by_reason() -> None:
-    """Records are counted once, however many frames they had; other lanes go on."""
-    sender = FakeSender(1472, [(1, errno.ENETUNREACH)])
-    way = way_of(sender)
-    add(way, *FRAMES)
-    add(way, FRAMES[0], lane=4)
-    way.flush()
-
-    assert dict(way.lost_frames) == {"network_is_unreachable": 4}
-    assert (way.records, way.lost_records, len(sender.sent)) == (2, 4, 2)
-
-
-def test_erspan_numbers_each_frame() -> None:
-    """Sequence numbers count frames, and a frame that was cut short says so."""
-    sender = FakeSender(1480)
-    way = way_of(sender, scheme="erspan")
-    add(way, FRAMES[0])
-    way.add((memoryview(FRAMES[1])[:60], NO_OFFLOAD, 142, None), way.lanes[0], 7)
-    way.flush()
-    found = [TUNNELS["erspan"].decode(memoryview(one)) for one in sender.sent]
-
-    assert [one.sequence for one in found] == [1, 2]
-    assert [one.is_truncated for one in found] == [False, True]
-
-
 class Owner:
     """A desk with a list of pending frames."""
 
@@ -206,10 +90,11 @@ class Owner:
         self.pending = list(pending)
         self.acknowledgements: list[tuple[int, dict[str, Any]]] = []
         self.spent_bytes = 0.0
+        self.names = ("eth0", "eth1")
 
     def hello(self) -> Any:
         """Of two interfaces."""
-        interfaces = (Interface(0, "eth0", "", 1500), Interface(1, "eth1", "", 1500))
+        interfaces = tuple(Interface(at, name, "", 1500) for at, name in enumerate(self.names))
         return type("Hello", (), {"layout": "tpacket3+virtio", "interfaces": interfaces})
 
     def next_frame(self, now: float) -> Pending | None:
@@ -280,3 +165,23 @@ def test_a_full_socket_is_tried_again_in_the_turn_alone() -> None:
     loop.close()
 
     assert owner.acknowledgements == [(1, {"unsupported_gso": {}, "lost_on_link": {}})]
+
+
+def test_a_key_follows_the_name_of_an_interface() -> None:
+    """Once an INFO frame has told of another name, copies go under the key of that one, as the relay's do."""
+    owner = Owner(block(0, 1, (FRAMES[0], PACKET_HOST)))
+    loop = Loop()
+    with receiver() as sensor:
+        endpoint = Endpoint("vxlan", *sensor.getsockname(), key=1)
+        link = DirectLink([endpoint], owner, loop, keys={"eth0": 10, "web0": 20})  # type: ignore[arg-type]
+        link.tick(0.0)
+        link.pump(0.0)
+        owner.names = ("web0", "eth1")
+        info = tapstream.encode_json(Kind.INFO, {}, sequence=2)
+        owner.pending = [Pending(2, Kind.INFO, info), block(0, 3, (FRAMES[0], PACKET_HOST))]
+        link.pump(0.0)
+        found = [decode(memoryview(sensor.recv(2000))).key for _ in range(2)]
+        link.close()
+    loop.close()
+
+    assert found == [10, 20]

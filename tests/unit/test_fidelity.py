@@ -16,7 +16,7 @@ from guestagent.observe.words import limits_sentence, limits_word
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Kind
 from tests.fakes import EPOCH_NS, agent_hello, packets_frame, parsed
-from tests.unit.test_pcapng import tool
+from tests.pcapng_files import tool
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

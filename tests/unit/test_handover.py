@@ -19,8 +19,9 @@ from guestagent.collector.summed import summed
 from guestagent.loop import Loop
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Kind
-from tests.fakes import Rig, agent_hello, greeting, interface, packets_frame
-from tests.unit.test_sinks import numbers, packet
+from tests.captures import numbers, packet
+from tests.fakes import agent_hello, greeting, interface, packets_frame
+from tests.serving import Rig
 
 OURS, THEIRS = "vm-1", next(name for name in map(str, range(100)) if owner_of(name, 2) != owner_of("vm-1", 2))
 LARGE = tuple(interface(number, "x" * 200) for number in range(64))

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from guestagent import identity
 from guestagent.capture.block import LAYOUTS
 from guestagent.collector.sinks import pcapng
-from guestagent.model import Interface
+from guestagent.model import MOST_INTERFACES, Interface
 from guestagent.tapstream.frames import ProtocolError
 from guestagent.tapstream.hello import (
-    MOST_INTERFACES,
     AgentHello,
     CollectorHello,
     decode_agent_hello,
@@ -259,3 +258,17 @@ def test_the_first_real_identity_wins(tmp_path: Path) -> None:
 
     assert "i-0abc-def" == identity.agent_id(tuple(paths))
     assert identity.host_name() == identity.agent_id(tuple(paths[:4]))
+
+
+@given(st.data())
+def test_what_one_worker_takes_the_next_takes_too(data: st.DataObject) -> None:
+    """A hello that is handed over is decoded twice: the second time as it was after the first, whatever it held."""
+    odd = st.text(st.characters(exclude_categories=("Cs",)), max_size=300) | st.just("\u3000" * 64)
+    changes = {"version": data.draw(odd), "cloud": data.draw(odd), "tags": {"a": data.draw(odd)}}
+    value = json.loads(json.dumps(encode_agent_hello(agent_hello())))
+    try:
+        hello = decode_agent_hello({**value, **changes}, LAYOUTS)
+    except ProtocolError as refusal:
+        event(str(refusal))
+        return
+    assert hello == decode_agent_hello(json.loads(json.dumps(encode_agent_hello(hello))), LAYOUTS)

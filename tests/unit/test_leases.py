@@ -72,7 +72,12 @@ def test_sampled_ends_agree_by_their_seed(keep: float, seeds: tuple[int, int], i
 
 
 @pytest.mark.parametrize(
-    "chosen", ["inbound", "tcp and ether src 02:00:00:00:00:01", "greater 1000", "vlan 7", "ip[2:2] > 576", "len > 99"]
+    "chosen",
+    [
+        *("inbound", "tcp and ether src 02:00:00:00:00:01", "greater 1000", "vlan 7", "ip[2:2] > 576", "len > 99"),
+        *("not ifindex 3", "fddi src 02:00:00:00:00:01", "tr src 02:00:00:00:00:01", "ppp dst 02:00:00:00:00:01"),
+        "slip host 02:00:00:00:00:01",
+    ],
 )
 def test_a_filter_that_two_ends_answer_differently_lends_nothing(chosen: str) -> None:
     """What is not told by the packet alone may be copied at neither end."""

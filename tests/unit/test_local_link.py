@@ -9,8 +9,8 @@ import pytest
 from guestagent.collector.embedded import EmbeddedCollector
 from guestagent.errors import RunError
 from guestagent.links.local import MOST_FRAMES_PER_TURN, LocalLink
+from tests.captures import numbers, packet, small_disk
 from tests.fakes import FakeOwner
-from tests.unit.test_sinks import numbers, packet, small_disk
 
 
 @pytest.fixture

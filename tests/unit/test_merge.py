@@ -19,11 +19,10 @@ from guestagent.model import Interface
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Kind
 from guestagent.tapstream.hello import encode_interface
+from tests.captures import packet
 from tests.fakes import agent_hello, interface, packets_frame, parsed
-from tests.unit.test_sinks import packet
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pcapng")
-
 Seen = list[tuple[int, str]]
 """Number of each packet and what is said of its interface."""
 

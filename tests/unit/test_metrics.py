@@ -64,7 +64,7 @@ def collector(count: int = 1) -> dict[str, Any]:
     """A collector's snapshot with so many agents, the n-th of which sent n records."""
     row = {**Agent().totals, "refused": 0, "unclean_ends": [], "unclean_end_count": 0, "streaming": 1}
     agents = {f"vm{number}": {**row, "received": number} for number in range(count)}
-    return {"role": "collector", "version": "1.2.3", "connections": 2, "refused": 1, "agents": agents}
+    return {"role": "collector", "version": "1.2.3", "connections": 2, "refused": 1, "blocked_by": "", "agents": agents}
 
 
 SENSOR = {

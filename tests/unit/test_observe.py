@@ -1,13 +1,6 @@
-"""What people and scripts see: damped logs, the status socket, whole report files, numbers that read well."""
+"""What people and scripts see: the status of both ends, whole report files, numbers that read well."""
 
 import json
-import logging
-import os
-import select
-import socket
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,231 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestagent.errors import ConfigError, HostError, RunError
+from guestagent.errors import ConfigError, RunError
 from guestagent.model import InterfaceLedger
-from guestagent.observe import logs, reports, status
+from guestagent.observe import reports
 from guestagent.observe.clock import LEAST_STEP_NS, ClockWatch
 from guestagent.observe.show import show_status
-from guestagent.observe.status import Found, StatusSocket, ask, everything
+from guestagent.observe.status import Found
 from guestagent.observe.words import RateLine, ledger_sentence, scaled
 
-log = logging.getLogger("guestagent.test")
 SECOND_NS = 1_000_000_000
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """The damper's clock, and the logs of a daemon; afterwards they are as before."""
-    root = logging.getLogger("guestagent")
-    before = root.handlers[:], root.level, root.propagate
-    now = [1000.0]
-    monkeypatch.setattr(logs.time, "monotonic", lambda: now[0])
-    yield now
-    root.handlers[:], root.propagate = before[0], before[2]
-    root.setLevel(before[1])
-
-
-def test_repeats_are_damped(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    """The same sentence is said once in thirty seconds; the next one tells how often it was held back."""
-    logs.start()
-    for _ in range(100):
-        log.warning("disk %s", "full")
-        log.warning("another")
-    clock[0] += 31
-    log.warning("disk %s", "full")
-    said = [line.split(" ", 1)[1] for line in capsys.readouterr().err.splitlines()]
-
-    assert ["WARNING disk full", "WARNING another", "WARNING disk full (99 times more in 31 s)"] == said
-
-
-def test_many_sentences_are_forgotten(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    """A peer that makes each sentence new costs bounded memory."""
-    logs.start()
-    for number in range(2000):
-        log.info("peer %d", number)
-    damper = logging.getLogger("guestagent").handlers[0].filters[0]
-
-    assert len(damper._said) <= 256  # type: ignore[union-attr]
-    assert 2000 == len(capsys.readouterr().err.splitlines())
-
-
-def test_journald_reads_priorities(
-    clock: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Under systemd each line begins with its syslog priority, and none is ever broken in two."""
-    monkeypatch.setenv("JOURNAL_STREAM", "8:1")
-    logs.start(logging.DEBUG)
-    for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL):
-        log.log(level, "line\nbreak %d", level)
-
-    assert ["<7>", "<6>", "<4>", "<3>", "<2>"] == [line[:3] for line in capsys.readouterr().err.splitlines()]
-
-
-# -- status ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A runtime directory of the test's own."""
-    monkeypatch.setenv("RUNTIME_DIRECTORY", f"{tmp_path}/run:/ignored")
-    return tmp_path / "run"
-
-
-def served(one: StatusSocket, askers: int = 1) -> threading.Thread:
-    """Answer so many askers in a thread."""
-
-    def serve() -> None:
-        for _ in range(askers):
-            while not select.select([one], [], [], 1.0)[0]:
-                pass
-            one.answer(0)
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    return thread
-
-
-@pytest.mark.parametrize("size", [0, 1000, 300_000])
-def test_a_snapshot_is_asked_for(runtime: Path, size: int) -> None:
-    """Whoever connects gets the whole snapshot as one JSON object, whatever its size."""
-    snapshot = {"role": "agent", "text": "x" * size}
-    one = StatusSocket("agent", lambda: snapshot)
-    thread = served(one)
-
-    assert snapshot == ask(one.path)
-    thread.join(5)
-    assert (0o750, 0o660) == (runtime.stat().st_mode & 0o777, one.path.stat().st_mode & 0o777)
-    one.close()
-    assert not one.path.exists()
-
-
-def test_an_asker_that_does_not_read_costs_no_time(runtime: Path) -> None:
-    """answer never blocks: an asker that leaves or does not read loses its answer."""
-    one = StatusSocket("agent", lambda: {"text": "x" * 3_000_000})
-    for leaves in (True, False):
-        asker = socket.socket(socket.AF_UNIX)
-        asker.connect(str(one.path))
-        if leaves:
-            asker.close()
-        one.answer(0)
-        asker.close()
-    one.answer(0)
-    one.close()
-
-
-def test_a_start_removes_what_killed_processes_left(runtime: Path) -> None:
-    """Sockets that nobody listens on are gone after the next start, those of living processes and other files stay."""
-    runtime.mkdir(parents=True, exist_ok=True)
-    for name in ("agent-1.sock", "collector-1.worker", "agent-1.sock.new", "agent-2.sock.new"):
-        with socket.socket(socket.AF_UNIX) as dead:
-            dead.bind(str(runtime / name))
-    long_ago = time.time() - status.NAMELESS_SECONDS - 1
-    os.utime(runtime / "agent-1.sock.new", (long_ago, long_ago))
-    (runtime / "notes").write_text("of somebody else")
-    with socket.socket(socket.AF_UNIX) as alive:
-        alive.bind(str(runtime / "collector-2.sock"))
-        alive.listen()
-        one = StatusSocket("agent", dict)
-
-        left = {"collector-2.sock", "agent-2.sock.new", "notes"}
-        assert {one.path.name, *left} == {path.name for path in runtime.iterdir()}, "agent-2 may be about to start"
-        one.close()
-
-
-def test_a_dead_socket_is_removed(runtime: Path) -> None:
-    """A socket that a killed process left behind is no answer, and is cleaned away."""
-    runtime.mkdir()
-    left = socket.socket(socket.AF_UNIX)
-    left.bind(str(runtime / "agent-1.sock"))
-    left.close()
-    (runtime / "agent-2.sock").write_text("no socket")
-
-    assert ({}, []) == everything()
-    assert not (runtime / "agent-1.sock").exists()
-
-
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff"])
-def test_a_broken_answer_is_none(runtime: Path, data: bytes) -> None:
-    """What is no JSON object is treated as no answer."""
-    runtime.mkdir()
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(runtime / "agent-1.sock"))
-    listener.listen()
-
-    def serve() -> None:
-        asker, _ = listener.accept()
-        asker.sendall(data)
-        asker.close()
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    assert ask(runtime / "agent-1.sock") is None
-    thread.join(5)
-    listener.close()
-
-
-def test_who_does_not_answer_is_there_all_the_same(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that stands still is silent, not absent: while it takes askers in, and once its queue is full."""
-    monkeypatch.setattr(status, "ASK_SECONDS", 0.01)
-    runtime.mkdir()
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(runtime / "agent-1.sock"))
-        listener.listen(1)
-        for _ in range(4):
-            assert {} == ask(runtime / "agent-1.sock")
-            assert ({}, ["agent-1"]) == everything()
-    assert ({}, []) == everything()
-
-
-def test_a_long_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path that a UNIX socket can't have is refused with what to set; nobody is to try it again."""
-    monkeypatch.setenv("RUNTIME_DIRECTORY", f"{tmp_path}/{'x' * 100}")
-    with pytest.raises(HostError, match=r"no status socket at .*: that may have 107 bytes, so set RUNTIME"):
-        StatusSocket("agent", dict)
-
-
-def test_a_runtime_directory_that_can_not_be_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without its directory the status socket says where and why."""
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("RUNTIME_DIRECTORY", f"{tmp_path}/file/run")
-    with pytest.raises(RunError, match=r"no status socket at .*/file/run/agent-.*: Not a directory"):
-        StatusSocket("agent", dict)
-
-
-def test_whoever_asks_too_early_removes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between bind and listen a socket refuses; who asks then must not take its file for one that was left behind."""
-    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
-    real = status.socket.socket.listen
-
-    class Early(socket.socket):
-        def listen(self, backlog: int = 8) -> None:
-            for path in tmp_path.iterdir():
-                assert ask(tmp_path / path.name.removesuffix(".new")) is None
-            real(self, backlog)
-
-    with monkeypatch.context() as early:
-        early.setattr(status.socket, "socket", Early)
-        one = StatusSocket("agent", lambda: {"x": 1})
-    one._socket.setblocking(True)
-    server = threading.Thread(target=one.answer, args=(0,))
-    server.start()
-    assert {"x": 1} == ask(one.path)
-    server.join()
-    assert [one.path] == list(tmp_path.iterdir())
-    one.close()
-
-
-def test_where_sockets_live(monkeypatch: pytest.MonkeyPatch) -> None:
-    """/run/guestagent for root, below XDG_RUNTIME_DIR for others, what systemd names before both."""
-    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
-    monkeypatch.setattr(status.os, "geteuid", lambda: 0)
-    assert Path("/run/guestagent") == status.directory()
-    monkeypatch.setattr(status.os, "geteuid", lambda: 7)
-    assert Path("/run/user/7/guestagent") == status.directory()
-    monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/a:/run/b")
-    assert Path("/run/a") == status.directory()
-
 
 AGENT: dict[str, Any] = {
     "role": "agent",
@@ -253,13 +30,16 @@ AGENT: dict[str, Any] = {
     "ring_held_fraction": 0.25,
     "cpu_seconds": 1.5,
 }
+
 END = {"gap_from": "2023-11-14T22:13:20.123Z", "gap_until": "2023-11-14T22:13:25.123Z"}
 SHED = {"from_ns": 10**9, "until_ns": 3 * 10**9, "reason": "a full copy costs more"}
+
 COLLECTOR: dict[str, Any] = {
     "role": "collector",
     "collector_id": "c",
     "connections": 1,
     "refused": 2,
+    "blocked_by": "No space left on device",
     "workers": [
         {"pid": 7, "connections": 1, "handed_over": 1234, "cpu_seconds": 0.5, "restarts": 2},
         {"pid": 0, "connections": 0, "handed_over": 0, "cpu_seconds": 0, "restarts": 0},
@@ -284,6 +64,7 @@ def test_status_for_people(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         "vm-1: reduced from 1970-01-01T00:00:01Z until 1970-01-01T00:00:03Z: a full copy costs more",
         "ring: 64 MB, 25% waits for the collector",
         "vm-1: received 1,000, written 990, gaps 0, duplicates 3",
+        "writes nothing at the moment: No space left on device; agents keep what they have while their rings have room",
         "worker 0: process 7, 1 connected, 1,234 handed over, 0.5 s of CPU, started again 2 times",
         "worker 1: gone, it starts again, 0 handed over",
         "vm-1: nothing is held from 2023-11-14T22:13:20.123Z until 2023-11-14T22:13:25.123Z",

@@ -1,8 +1,10 @@
 """What outlets think: names of devices, keys of the relay, its own packets, what waits while a socket is full."""
 
+import errno
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -13,9 +15,12 @@ from guestagent.collector.sinks.tap import device_name
 from guestagent.config import load_collect
 from guestagent.encap.segment import NO_OFFLOAD
 from guestagent.encap.tunnel import TUNNELS
+from guestagent.endpoint import Endpoint
 from guestagent.errors import ConfigError
 from guestagent.links.way import Way
+from guestagent.loop import Loop
 from guestagent.model import Exclusion
+from tests.fakes import agent_hello, run_of_records
 
 LISTEN = {"listen": ["tcp://:4795"]}
 
@@ -150,6 +155,22 @@ def test_what_waits_outlives_its_records_within_a_bound() -> None:
     assert all(one[8:] == one[8:9] * 100 for one in sender.taken)
     assert (way.records, way.lost_records, way.lost_frames["full"]) == (3, 7, 7)
     assert way.is_empty
+
+
+def test_what_waits_at_the_end_is_counted() -> None:
+    """A relay that ends while its socket takes nothing says how many records no sensor got."""
+    loop = Loop()
+    relay = Relay([Endpoint("vxlan", "127.0.0.1", 4789, key=7)], loop, mode="balance", oversize="split", keys={})
+    (sensor,) = relay._spread.destinations
+    assert sensor.way is not None
+    spout = relay.open_run(agent_hello())
+    with mock.patch.object(sensor.way.sender, "send", return_value=(0, errno.EAGAIN)):
+        spout.records(0, memoryview(run_of_records([bytes(100)] * 5)[0]), 5)
+        assert not relay.lost
+        relay.close()
+    loop.close()
+    assert relay.lost == {"sensor_gone_or_full": 5}
+    assert relay.describe()["relay"]["destinations"][0]["lost_frames"] == {"full": 5}
 
 
 @pytest.mark.parametrize(

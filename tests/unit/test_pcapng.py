@@ -1,92 +1,26 @@
 """pcapng as we write it: foreign readers see each frame byte for byte, with its time, direction, tag and checksum."""
 
 import json
-import shutil
 import struct
-import subprocess
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
-from scapy.layers.l2 import Dot1Q, Ether
-from scapy.utils import RawPcapNgReader
+from scapy.layers.l2 import Ether
 
 from guestagent.capture.block import (
     FRAME_OFFSET_BYTES,
-    STATUS_CSUM_NOT_READY,
     STATUS_USER,
-    STATUS_VLAN_VALID,
-    VIRTIO,
     BlockWriter,
     MalformedBlock,
 )
 from guestagent.collector.sinks import pcapng, reader
 from guestagent.collector.sinks.pcapng import PacketEncoder
 from guestagent.model import Interface
-from tests.fakes import EPOCH_NS, RUN_ID, interface, run_of_records
-from tests.unit.test_checksum import NETWORKS, TRANSPORTS, partial
-
-RUN = bytes.fromhex(RUN_ID)
-FLAGS_OPTION = 2
-
-Row = tuple[bytes, int, int, int, tuple[int, int] | None]
-ROWS = st.lists(
-    st.tuples(
-        st.binary(min_size=14, max_size=90),
-        st.integers(0, (2**32 - 1) * 10**9),
-        st.integers(0, 5000),
-        st.integers(0, 4),
-        st.none() | st.tuples(st.integers(0, 0xFFFF), st.sampled_from([0x8100, 0x88A8])),
-    ),
-    max_size=6,
-)
-
-
-def records_of(rows: list[Row]) -> tuple[memoryview, int]:
-    """The run of these records: frame, time, bytes cut off, direction, tag."""
-    memory = bytearray(64 + sum(len(row[0]) + 128 for row in rows))
-    writer = BlockWriter(memory, 0)
-    for frame, time_ns, cut, kind, vlan in rows:
-        assert writer.add(frame, time_ns, original_bytes=len(frame) + cut, packet_type=kind, vlan=vlan)
-    return memoryview(memory)[writer.start : writer.end], writer.count
-
-
-def with_tag(frame: bytes, vlan: tuple[int, int] | None) -> bytes:
-    """The frame as it was on the wire."""
-    return frame if vlan is None else frame[:12] + struct.pack(">HH", vlan[1], vlan[0]) + frame[12:]
-
-
-def file_of(*parts: bytes, facts: Interface | None = None) -> bytes:
-    """A file with one interface and these blocks."""
-    head = pcapng.section("a comment", "guestagent 0.1", "Linux")
-    return head + pcapng.interface(facts or interface(), "vm-1", "host-1", RUN) + b"".join(parts)
-
-
-def scapy_packets(data: bytes) -> list[tuple[bytes, Any]]:
-    """(frame, metadata) as scapy reads them."""
-    return list(RawPcapNgReader(BytesIO(data)))
-
-
-def raw_packets(data: bytes) -> list[tuple[int, bytes, int]]:
-    """(flags option, frame, padding) of each packet block, by the draft and nothing of ours."""
-    found, at = [], 0
-    while at < len(data):
-        kind, total = struct.unpack_from("<II", data, at)
-        if kind == 6:
-            captured = struct.unpack_from("<I", data, at + 20)[0]
-            padded = (captured + 3) & ~3
-            code, size, flags, end = struct.unpack_from("<HHII", data, at + 28 + padded)
-            assert (FLAGS_OPTION, 4, 0) == (code, size, end)
-            assert bytes(padded - captured) == data[at + 28 + captured : at + 28 + padded]
-            assert total == 28 + padded + 12 + 4
-            found.append((flags, data[at + 28 : at + 28 + captured], padded - captured))
-        assert total == struct.unpack_from("<I", data, at + total - 4)[0]
-        at += total
-    return found
+from tests.fakes import EPOCH_NS, run_of_records
+from tests.pcapng_files import ROWS, RUN, Row, file_of, raw_packets, records_of, scapy_packets, tool, with_tag
 
 
 @settings(max_examples=150)
@@ -118,76 +52,6 @@ def test_direction_and_padding(kind: int, size: int) -> None:
     direction, reception = DIRECTIONS[kind]
 
     assert [(direction | reception << 2, b"\xee" * size, -size & 3)] * 2 == raw_packets(data)
-
-
-def encode_one(frame: bytes, **fields: Any) -> tuple[bytes, PacketEncoder]:
-    """(frame in the file, encoder) of a single record."""
-    records, count = run_of_records([frame], **fields)
-    encoder = PacketEncoder(has_virtio=True)
-    data, _, _ = encoder.encode(memoryview(records), count, 0)
-    return raw_packets(data)[0][1], encoder
-
-
-@pytest.mark.parametrize("version", NETWORKS)
-@pytest.mark.parametrize("transport", TRANSPORTS)
-@pytest.mark.parametrize("vlan", [None, (0x2064, 0x8100), (5, 0x88A8)])
-@pytest.mark.parametrize("size", [0, 1, 100, 1001])
-def test_checksum_first_then_the_tag(version: int, transport: str, vlan: tuple[int, int] | None, size: int) -> None:
-    """A partial checksum is completed as scapy would, also where the VLAN tag comes back into the frame."""
-    frame, start, offset, whole = partial(version, transport, (bytes(range(256)) * 4)[:size])
-    virtio = VIRTIO.pack(1, 0, 0, 0, start, offset)
-
-    written, encoder = encode_one(frame, virtio=virtio, status=STATUS_USER | STATUS_CSUM_NOT_READY, vlan=vlan)
-
-    assert with_tag(whole, vlan) == written
-    assert (1, 0) == (encoder.checksums_completed, encoder.checksums_left)
-
-
-def test_a_restored_tag_is_what_scapy_makes_of_it() -> None:
-    """scapy finds priority, id and the packet behind the restored tag."""
-    frame = bytes(Ether(type=0x0800) / IP(src="10.0.0.1", dst="10.0.0.9") / TCP())
-    written, _ = encode_one(frame, vlan=(5 << 13 | 42, 0x8100))
-    packet = Ether(written)
-
-    assert (5, 42) == (packet[Dot1Q].prio, packet[Dot1Q].vlan)
-    assert "10.0.0.9" == packet[IP].dst
-
-
-def test_a_tag_without_its_type_is_a_c_tag() -> None:
-    """Where the kernel does not know the tag's EtherType, 0x8100 is written."""
-    frame = bytes(range(40))
-    written, _ = encode_one(frame, status=STATUS_USER | STATUS_VLAN_VALID)
-
-    assert with_tag(frame, (0, 0x8100)) == written
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        pytest.param({"original_bytes": 200}, id="cut short"),
-        pytest.param({"virtio": VIRTIO.pack(0, 0, 0, 0, 34, 16)}, id="not described"),
-        pytest.param({"virtio": VIRTIO.pack(1, 0, 0, 0, 98, 1)}, id="place outside"),
-        pytest.param({"virtio": VIRTIO.pack(1, 0, 0, 0, 0xFFFF, 0xFFFF)}, id="place far outside"),
-    ],
-)
-def test_a_checksum_that_can_not_be_completed_is_left_and_counted(fields: dict[str, Any]) -> None:
-    """A frame that is cut, or whose header lies, is written as it came, and counted."""
-    frame = bytes(range(100))
-    written, encoder = encode_one(frame, **{"virtio": VIRTIO.pack(1, 0, 0, 0, 34, 16), **fields, "status": 9})
-
-    assert frame == written
-    assert (0, 1) == (encoder.checksums_completed, encoder.checksums_left)
-
-
-def test_without_virtio_headers_nothing_is_completed() -> None:
-    """In the plain layout the ten bytes before a frame mean nothing."""
-    frame = bytes(range(100))
-    records, count = run_of_records([frame], virtio=VIRTIO.pack(1, 0, 0, 0, 34, 16), status=9)
-    encoder = PacketEncoder(has_virtio=False)
-    data, _, _ = encoder.encode(memoryview(records), count, 0)
-
-    assert frame == raw_packets(data)[0][1]
-    assert (0, 1) == (encoder.checksums_completed, encoder.checksums_left)
 
 
 def test_stale_records_are_counted_and_never_written() -> None:
@@ -225,15 +89,6 @@ def test_hostile_runs_are_encoded_or_malformed(rows: list[tuple[bytes, int]], ch
     assert len(data) <= len(made)
 
 
-@pytest.mark.parametrize("original", [2**32 - 4, 2**32 - 1])
-def test_the_greatest_length_with_a_tag(original: int) -> None:
-    """A peer's frame of 4 GB on the wire does not overflow when its tag is put back."""
-    frame = bytes(60)
-    written, _ = encode_one(frame, original_bytes=original, vlan=(1, 0x8100))
-
-    assert with_tag(frame, (1, 0x8100)) == written
-
-
 TEXTS = st.text(max_size=300)
 
 
@@ -251,15 +106,6 @@ def test_any_facts_make_whole_blocks(name: str, comment: str, speed: int, mac: s
 
     assert [b"x" * 60] == [frame for frame, _ in scapy_packets(whole)]
     assert len(whole) == list(reader.blocks(whole))[-1][2]
-
-
-def tool(*command: str) -> str:
-    """What a program of Wireshark says."""
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"{command[0]} is not installed")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from guestagent.capture.flowhash import flow_hash
 from guestagent.capture.peek import NO_FLOW, Peek
 from guestagent.capture.source import RetiredBlock
 from tests import frames
-from tests.unit.test_bpf_stages import ANY_FRAME
+from tests.bpf_cases import ANY_FRAME
 
 SEED = 0x5EED
 

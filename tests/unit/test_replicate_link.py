@@ -16,8 +16,8 @@ from guestagent.tapstream import frames
 from guestagent.tapstream.fanout import AWAY, ENDED, LAGGING
 from guestagent.tapstream.frames import Kind
 from guestagent.tapstream.session import Backoff
-from tests.fakes import Rig
 from tests.replicas import BLOCKS, WatchedRing, desk_of
+from tests.serving import Rig
 from tests.streams import FakeCollector, SkewedLoop
 
 

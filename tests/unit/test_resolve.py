@@ -47,6 +47,17 @@ def test_a_name_keeps_its_last_good_answer() -> None:
     resolver.close()
 
 
+def test_a_zone_that_is_not_there_yet_is_asked_for_again() -> None:
+    """fe80::1 of an interface that comes later is an error till then, and no bug of ours."""
+    resolver = Resolver("fe80::1%no-such-nic", 4795)
+    assert ([], "Name or service not known") == (resolver.addresses, resolver.error)
+    address = (socket.AF_INET6, ("fe80::1", 4795, 0, 7))
+    with mock.patch.object(resolve, "look_up", return_value=[address]):
+        assert not resolver.start()
+    assert ([address], "") == (resolver.addresses, resolver.error)
+    resolver.close()
+
+
 @pytest.mark.parametrize("host", ["x" * 64, "a..b", "." * 3, "\ud800"], ids=ascii)
 def test_impossible_names_are_an_error_not_a_dead_thread(host: str) -> None:
     """A name that can't even be asked for is answered with an error, and the next try asks again."""

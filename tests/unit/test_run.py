@@ -5,24 +5,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from guestagent.capture.block import LAYOUT_PLAIN, MalformedBlock
-from guestagent.collector.registry import MOST_AGENTS, Registry
+from guestagent.collector.registry import Registry
 from guestagent.collector.run import Run
 from guestagent.collector.sinks import reader
 from guestagent.collector.sinks.directory import DirectorySink, Rotation
 from guestagent.collector.sinks.shared import standard_output
-from guestagent.errors import ConfigError
+from guestagent.model import MOST_INTERFACES
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Kind, ProtocolError
-from guestagent.tapstream.hello import MOST_INTERFACES, AgentHello, encode_interface
+from guestagent.tapstream.hello import encode_interface
+from tests.captures import OTHER_RUN, numbers, packet, small_disk
 from tests.fakes import EPOCH_NS, RUN_ID, agent_hello, block_frame, interface, packets_frame, parsed, run_of_records
-from tests.unit.test_sinks import OTHER_RUN, numbers, packet, small_disk
 
 UNKNOWN_INTERFACE = packets_frame(1, [packet(1)], interface_id=9)
 GOOD, COUNT = run_of_records([packet(1)])
@@ -274,29 +273,6 @@ def test_two_live_runs_of_a_name_stay_apart(registry: Registry) -> None:
     assert 3 == registry.report()["agents"]["vm-1"]["received"]
     registry.said_goodbye(first, "done")
     assert 3 == registry.report()["agents"]["vm-1"]["received"]
-
-
-def test_names_are_bounded() -> None:
-    """Strangers who invent agents fill neither memory nor disk: one too many is refused."""
-    registry = Registry(_NoSink(), "collector-1", "0.1")
-    for number in range(MOST_AGENTS):
-        with pytest.raises(ConfigError):
-            registry.open(agent_hello(agent_id=f"vm-{number}"))
-    with pytest.raises(ValueError, match=f"already serves {MOST_AGENTS} agents"):
-        registry.open(agent_hello(agent_id="one-more"))
-
-
-class _NoSink:
-    def open_run(self, hello: AgentHello) -> Any:
-        """Nothing can be opened."""
-        raise ConfigError("no room")
-
-    def blocked_by(self) -> str:
-        """Nothing."""
-        return ""
-
-    def close(self) -> None:
-        """Nothing."""
 
 
 def test_a_shared_file_describes_more_than_65536_interfaces() -> None:

@@ -1,28 +1,22 @@
 """The collector on a socket: agents are served at once and fairly, and nobody gets more out of it than its own end."""
 
+import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from guestagent.collector import dialogue, server
 from guestagent.collector.server import Server
+from guestagent.collector.sinks import pcapng
 from guestagent.errors import ConfigError
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Kind
-from tests.fakes import Rig, agent_hello, greeting, packets_frame
-from tests.unit.test_sinks import OTHER_RUN, comments, numbers, packet, pcapng, small_disk
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    """A collector that writes below `captures`."""
-    made = Rig(tmp_path / "captures")
-    yield made
-    made.close()
+from tests.captures import OTHER_RUN, comments, numbers, packet, small_disk
+from tests.fakes import agent_hello, greeting, packets_frame
+from tests.serving import Rig
 
 
 def written(tmp_path: Path, agent_id: str = "vm-1") -> list[int]:
@@ -74,6 +68,23 @@ def test_an_ack_comes_within_20_ms(rig: Rig) -> None:
         times.append(time.monotonic() - start)
 
     assert sorted(times)[5] < 0.03, times
+
+
+def test_a_sink_that_is_full_delays_no_other_agent(rig: Rig) -> None:
+    """While one agent's sink is tried again each 50 ms, the ACKs of the others keep their 20 ms."""
+    full, other = rig.peer(greeting()), rig.peer(greeting(agent_hello(OTHER_RUN, agent_id="vm-2")))
+    for peer in (full, other):
+        peer.wait_for(Kind.HELLO)
+    (connection,) = (one for one in rig.server.connections.values() if one.run and one.run.hello.agent_id == "vm-1")
+    with open("/dev/full", "wb") as disk:
+        os.dup2(disk.fileno(), connection.run.track.output._descriptor)
+    full.say(packets_frame(1, [packet(1)]))
+    rig.until(lambda: connection.waits_for_sink, "a sink that is full")
+    other.say(packets_frame(1, [packet(1)]))
+    rig.until(lambda: rig.report("vm-2")["received"])
+    now = rig.loop.now()
+    assert connection.waits_for_sink
+    assert rig.server.deadline(now) - now <= 0.02
 
 
 def test_an_eighth_of_the_ring_is_acknowledged_at_once(rig: Rig) -> None:
@@ -155,8 +166,9 @@ def test_a_full_disk_delays_and_loses_nothing(rig: Rig, tmp_path: Path) -> None:
         assert rig.server.deadline(now) <= now + server.RETRY_SECONDS
         rig.until(lambda: peer.hear() or peer.heard[-1][2].get("note"))
         assert (Kind.ACK, 1, {"note": "the collector can't write: No space left on device"}) == peer.heard[-1]
-        assert "No space left on device" == rig.registry._sink.blocked_by()
+        assert "No space left on device" == rig.server.status()["blocked_by"]
     peer.wait_for(Kind.ACK, 49)
+    assert "" == rig.server.status()["blocked_by"]
     assert list(range(1, 50)) == written(tmp_path)
 
 

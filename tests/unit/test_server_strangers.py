@@ -15,12 +15,11 @@ from guestagent.collector.server import GREETING_SECONDS
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import PREFACE, Kind
 from guestagent.tapstream.hello import encode_agent_hello
-from tests.fakes import Rig, agent_hello, block_frame, greeting, interface, packets_frame, run_of_records
+from tests.captures import OTHER_RUN, packet
+from tests.fakes import agent_hello, block_frame, greeting, interface, packets_frame, run_of_records
+from tests.serving import Rig
 from tests.unit.test_run import BAD_FRAMES
-from tests.unit.test_server import healthy, rig, written
-from tests.unit.test_sinks import OTHER_RUN, packet
-
-__all__ = ["rig"]
+from tests.unit.test_server import healthy, written
 
 HELLO_JSON = encode_agent_hello(agent_hello())
 STALE, STALE_COUNT = run_of_records([packet(1)] * 3, status=0)

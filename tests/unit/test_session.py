@@ -218,7 +218,7 @@ def test_backoff_keeps_its_bounds(fractions: list[float], start: float) -> None:
         assert min(full, most) / 2 <= wait <= min(full, most)
         assert abs(min(full, most) * (0.5 + fraction / 2) - wait) < 1e-9
         now, full = now + wait, min(full * 2, 5.0)
-    backoff.succeeded()
+    backoff.served(progressed=True)
 
 
 def test_backoff_begins_anew() -> None:
@@ -233,5 +233,5 @@ def test_backoff_begins_anew() -> None:
     assert [0.1, 0.2, 0.4, 0.8] == waits[:4]
     assert {1.0} == set(waits[4:13])
     assert {5.0} == set(waits[14:])
-    backoff.succeeded()
+    backoff.served(progressed=True)
     assert 0.1 == backoff.failed(now)

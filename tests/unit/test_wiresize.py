@@ -23,10 +23,10 @@ from guestagent.collector.sinks.shared import single_file, standard_output
 from guestagent.collector.sinks.wiresize import WireSizeEncoder
 from guestagent.encap.segment import Segmenter
 from tests import frames
+from tests.crashes import Agent, Sink, abandon, crash_and_resume, killed_after, written_packets
 from tests.fakes import EPOCH_NS, agent_hello, block_frame, packets_frame, parsed, run_of_records
+from tests.pcapng_files import ROWS, Row, file_of, raw_packets, records_of
 from tests.segments import by_scapy, offload, payload_of, plain
-from tests.unit.test_pcapng import ROWS, Row, file_of, raw_packets, records_of
-from tests.unit.test_recovery import Agent, Sink, abandon, crash_and_resume, killed_after, written_packets
 
 MTU_FRAME_BYTES = 1514
 MSS = {4: 1460, 6: 1440}

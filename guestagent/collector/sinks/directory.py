@@ -2,8 +2,10 @@
 
 import logging
 import os
+import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -75,15 +77,14 @@ class DirectorySink:
 
     def _mend(self, folder: Path) -> None:
         """Cut torn ends off the files that a killed collector was writing, and remember how far their runs came."""
-        files = sorted(folder.glob("*.pcapng"), key=_age)
-        for path in files[-_FILES_TO_MEND:]:
+        for facts, path in _files(folder)[-_FILES_TO_MEND:]:
             try:
                 found = recover_file(path, from_last_mark=True)
             except OSError as error:
                 raise ConfigError(f"{path} can't be read: {error.strerror}; choose another --write") from error
             if found is None:
                 continue
-            if found.whole_bytes < path.stat().st_size:
+            if found.whole_bytes < facts.st_size:
                 open_file(path, exclusive=False, whole_bytes=found.whole_bytes).close()
             for run_id, place in found.runs.items():
                 _, other = self._left.get(run_id, (path, found))
@@ -95,17 +96,19 @@ class DirectorySink:
         folder = self._root / hello.agent_id
         make_directory(folder)
         run_id = bytes.fromhex(hello.run_id)
-        path, found = self._left.pop(run_id, (None, None))
+        path, found = self._left.get(run_id, (None, None))
         if path is not None and not (path.parent == folder and path.exists()):
             path = found = None  # retention took it, or it is another agent's
         pages = _Pages(folder, hello.started_ns, self._rotation, self._fsync)
         track = _FileTrack(hello, pages, path, found, wire_size=self._wire_size)
+        self._left.pop(run_id, None)  # not before: where a file could not be opened, the agent comes back for it
         self._tracks = [one for one in self._tracks if not one.closed] + [track]
         return track, resume_of(found.runs[run_id] if found else None)
 
     def blocked_by(self) -> str:
         """Why nothing can be written, empty where it can."""
-        return next((track.output.blocked_by for track in self._tracks if track.output.blocked_by), "")
+        reasons = (track.output.blocked_by for track in self._tracks if not track.closed)
+        return next(filter(None, reasons), "")
 
     def close(self) -> None:
         """Close every file and let the directory go."""
@@ -127,9 +130,21 @@ def _within_limit(rotation: Rotation, largest_bytes: float) -> Rotation:
     return replace(rotation, rotate_bytes=int(min(rotation.rotate_bytes or inf, largest_bytes / 2)))
 
 
-def _age(path: Path) -> tuple[int, int, str]:
+def _files(folder: Path) -> list[tuple[os.stat_result, Path]]:
+    """The captures in a folder, oldest first; not what else has such a name, or is gone by now."""
+    found = []
+    for path in folder.glob("*.pcapng"):
+        with suppress(OSError):
+            facts = path.lstat()
+            if stat.S_ISREG(facts.st_mode):
+                found.append((facts, path))
+    return sorted(found, key=_age)
+
+
+def _age(file: tuple[os.stat_result, Path]) -> tuple[int, int, str]:
     """Files of one tick of the kernel's clock are told apart by their number."""
-    return path.stat().st_mtime_ns, len(path.name), path.name
+    facts, path = file
+    return facts.st_mtime_ns, len(path.name), path.name
 
 
 class _Pages:
@@ -163,14 +178,18 @@ class _Pages:
         """Delete the oldest files while the folder holds more than is to be kept; never the one being written."""
         if not self.rotation.retain_bytes:
             return
-        files = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in self.folder.glob("*.pcapng"))
-        excess = sum(size for _, size, _ in files) - self.rotation.retain_bytes
-        for _, size, path in files:
+        files = _files(self.folder)
+        excess = sum(facts.st_size for facts, _ in files) - self.rotation.retain_bytes
+        for facts, path in files:
             if excess <= 0:
                 return
             if path != self.current:
-                path.unlink(missing_ok=True)
-                excess -= size
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    log.warning("%s can't be deleted, more than retain_bytes is kept: %s", path, error.strerror)
+                else:
+                    excess -= facts.st_size
 
 
 class _FileTrack(Track):
@@ -226,8 +245,10 @@ class _FileTrack(Track):
 
     def end(self, reason: str) -> None:
         """Statistics, then the file is closed."""
-        super().end(reason)
-        self.close()
+        try:
+            super().end(reason)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Close the file; idempotent."""

@@ -87,14 +87,17 @@ def make_directory(path: Path) -> None:
 def open_file(path: Path, *, exclusive: bool, fsync: bool = False, whole_bytes: int | None = None) -> Output:
     """Open a capture for appending; `whole_bytes` cuts off a torn end first. Raises ConfigError, FileExistsError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_EXCL if exclusive else 0)
+    descriptor = -1
     try:
         descriptor = os.open(path, flags, _FILE_MODE)
+        if whole_bytes is not None:
+            os.ftruncate(descriptor, whole_bytes)
     except FileExistsError:
         raise
     except OSError as error:
+        if descriptor >= 0:
+            os.close(descriptor)
         raise ConfigError(f"{path} can't be written: {error.strerror}; choose another --write") from error
-    if whole_bytes is not None:
-        os.ftruncate(descriptor, whole_bytes)
     return Output(descriptor, size=os.fstat(descriptor).st_size, is_file=True, fsync=fsync)
 
 

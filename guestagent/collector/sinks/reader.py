@@ -18,7 +18,7 @@ _PACKET = Struct("<IIIII")
 _SECTION_LEAST_BYTES = 28
 _MOST_MARK_BYTES = 4096
 """A mark of 64 interfaces takes 1,612 bytes."""
-Buffer = bytes | memoryview
+Buffer = bytes | memoryview | mmap.mmap
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def is_ours(data: Buffer) -> bool:
     return False
 
 
-def recover(data: "Buffer | mmap.mmap", *, from_last_mark: bool) -> Recovered:
+def recover(data: Buffer, *, from_last_mark: bool) -> Recovered:
     """Say how far one of our own files can be trusted, walking it from its beginning or from its last mark.
 
     From the last mark is as good where one run has the file to itself, and reads no more than the torn end.
@@ -103,7 +103,7 @@ def recover(data: "Buffer | mmap.mmap", *, from_last_mark: bool) -> Recovered:
     return found
 
 
-def _last_mark(data: "Buffer | mmap.mmap") -> int:
+def _last_mark(data: Buffer) -> int:
     """Offset of the last mark that lies where it says; 0 where there is none."""
     raw = data if not isinstance(data, memoryview) else data.tobytes()
     end = len(raw)

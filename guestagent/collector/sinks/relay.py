@@ -108,8 +108,10 @@ class Relay:
         }
 
     def close(self) -> None:
-        """Send what can be sent, give back all descriptors."""
+        """Send what can be sent, count the rest, give back all descriptors."""
         self._push()
+        self._spread.keep(0)
+        self._is_dirty = False
         self.tick(self._loop.now())
         self._spread.close()
 

@@ -19,9 +19,6 @@ from guestagent.encap.segment import Segmenter
 from guestagent.model import Interface
 from guestagent.tapstream.hello import AgentHello
 
-_SECTION_BYTES = 4096
-"""Our section header, with the longest names, is under 1 KB."""
-
 
 @dataclass(frozen=True, slots=True)
 class Resume:
@@ -172,9 +169,11 @@ def resume_of(place: reader.RunPlace | None) -> Resume | None:
 
 def recover_file(path: Path, *, from_last_mark: bool) -> reader.Recovered | None:
     """How far one of our files came; None for a file that is not ours."""
+    if not path.is_file():
+        return None
     if path.stat().st_size == 0:
         return reader.Recovered()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if not reader.is_ours(data[:_SECTION_BYTES]):
+        if not reader.is_ours(data):
             return None
         return reader.recover(data, from_last_mark=from_last_mark)

@@ -422,16 +422,14 @@ ELSEWHERE = (
         "F27", "checksums left to the card", "lab/test_segment_kernel.py::test_checksums_of_packets_that_need_no_cut"
     ),
     Elsewhere("F29", "reload under load, bad config", "lab/test_reload.py::test_a_reload_under_load_loses_no_record"),
-    Elsewhere("F30", "a kernel that refuses the ring", "lab/test_engines.py::test_a_refused_ring_falls_back"),
+    Elsewhere("F30", "a kernel that refuses the ring", "lab/test_engine_choice.py::test_a_refused_ring_falls_back"),
     Elsewhere("F31", "started before its NIC", "lab/test_nic_life.py::test_a_late_nic_is_waited_for"),
     Elsewhere(
         "F31",
         "started before its name server",
         "lab/test_operation.py::test_a_name_is_resolved_off_the_loop_and_retried",
     ),
-    Elsewhere(
-        "F32", "a socket that is full (ENOBUFS, EAGAIN)", "unit/test_direct.py::test_a_full_socket_is_waited_for"
-    ),
+    Elsewhere("F32", "a socket that is full (ENOBUFS, EAGAIN)", "unit/test_way.py::test_a_full_socket_is_waited_for"),
 )
 
 

@@ -11,8 +11,10 @@ from guestagent.mirror.apply import Outcome, apply
 from guestagent.mirror.aws import provider as aws
 from guestagent.mirror.plan import diff, has_changes
 from guestagent.mirror.spec import Spec, matches, rules
-from tests.mirror.ec2_fake import PREFIX, Body, Fake
-from tests.mirror.test_aws import NLB, TARGET
+from tests.mirror.aws.account import PREFIX
+from tests.mirror.aws.fake import Fake
+from tests.mirror.aws.wire import Body
+from tests.mirror.aws.words import NLB, TARGET
 
 MACHINES = range(1, 5)
 NAMES = {"filter": "Filter", "target": "Target", "session": "Session"}

@@ -1,80 +1,15 @@
-"""`guestagent mirror ovs` with ovsdbapp against the real ovsdb-server: converge, adopt, crash and mend."""
-
-import json
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+"""`guestagent mirror ovs` with ovsdbapp against the real ovsdb-server: converge, adopt and mend."""
 
 import pytest
 
-from guestagent.cli import main
-from guestagent.mirror.ovs import provider as ovs
 from guestagent.mirror.ovs.policy import document
 from guestagent.mirror.ovs.session import COLUMNS, DATABASE
 from guestagent.mirror.spec import Spec
-from tests.mirror.ovsdb_server import Json, OvsdbServer, Proxy, Severed
+from tests.mirror.ovs.test_crashes import TRANSACTIONS
+from tests.mirror.ovs.words import VXLAN, WEB, Run, one_mirror, state
+from tests.mirror.ovsdb_server import Json, OvsdbServer, Proxy
 
 pytest.importorskip("ovsdbapp")
-
-Run = Callable[..., tuple[int, Any, str]]
-VXLAN = "vxlan://10.0.0.9?vni=7"
-WEB = ("--name", "web", "--source", "port:vm1", "--target", VXLAN)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OvsdbServer]:
-    """One for all tests of this file, emptied for each."""
-    one = OvsdbServer(tmp_path_factory.mktemp("ovsdb"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ovs, "LOOK_SECONDS", 0.0)  # there is no switch that would tell anything
-        yield one
-    one.stop()
-
-
-@pytest.fixture
-def switch(server: OvsdbServer) -> OvsdbServer:
-    """Two bridges: vm1, vm2 and col0 on br0, vm3 and col1 on br1; vm1 and vm3 bear role=web."""
-    server.reset()
-    server.vsctl(
-        "add-br br0 -- add-br br1 -- add-port br0 vm1 -- add-port br0 vm2 -- add-port br0 col0 -- add-port br1 vm3 -- "
-        "add-port br1 col1 -- set interface vm1 external_ids:role=web external_ids:vm-id=w1 -- "
-        "set interface vm3 external_ids:role=web"
-    )
-    return server
-
-
-@pytest.fixture
-def proxy(switch: OvsdbServer, tmp_path: Path) -> Iterator[Proxy]:
-    """Between the command and the server."""
-    one = Proxy(tmp_path, switch)
-    yield one
-    one.stop()
-
-
-@pytest.fixture
-def mirror(switch: OvsdbServer, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `guestagent mirror ovs ... --json`: exit code, document, errors."""
-
-    def run(action: str, *words: str, db: str = switch.db) -> tuple[int, Any, str]:
-        code = main(["mirror", "ovs", action, "--db", db, "--json", *words])
-        out, err = capsys.readouterr()
-        return code, json.loads(out) if out else None, err
-
-    return run
-
-
-def state(server: OvsdbServer) -> list[dict[str, Json]]:
-    """All that a mirror may touch, but for the count of changes."""
-    return [server.rows(table) for table in ("Bridge", "Port", "Interface", "Mirror")]
-
-
-def one_mirror(server: OvsdbServer) -> Json:
-    ((_, row),) = server.rows("Mirror").items()
-    return row
 
 
 def test_create_converges_and_delete_removes_all(switch: OvsdbServer, mirror: Run) -> None:
@@ -195,98 +130,6 @@ def test_a_changed_tunnel_is_told_and_mended(switch: OvsdbServer, mirror: Run) -
     assert (code, "is gone or changed" in health["problems"][0]) == (1, True)
     assert mirror("create", *WEB)[0] == 0
     assert mirror("status", "--name", "web")[0] == 0
-
-
-def killed(proxy: Proxy, transaction: int, answered: bool, words: tuple[str, ...]) -> None:
-    """Run the command as a user does, and SIGKILL it at this transaction, before the server has it or after."""
-    process: list[subprocess.Popen[bytes]] = []
-    left = [transaction]
-
-    def strike(request: Json) -> None:
-        left[0] -= request["method"] == "transact"
-        if left[0] == 0:
-            os.kill(process[0].pid, signal.SIGKILL)
-            process[0].wait()
-            raise Severed
-
-    if answered:
-        proxy.after = strike
-    else:
-        proxy.before = strike
-    command = [sys.executable, "-m", "guestagent", "mirror", "ovs", *words, "--db", proxy.db]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
-        process.append(child)
-    assert child.returncode == -signal.SIGKILL
-    proxy.before = proxy.after = lambda request: None
-
-
-TRANSACTIONS = 2
-"""Of a create with a tunnel: the tunnel with a mirror that selects nothing, and what it selects."""
-
-
-@pytest.mark.parametrize("answered", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("transaction", range(1, TRANSACTIONS + 1))
-def test_a_crash_at_a_transaction_is_repaired(
-    switch: OvsdbServer, mirror: Run, proxy: Proxy, transaction: int, answered: bool
-) -> None:
-    """SIGKILL before or after the server did it: a tunnel is never without its mirror, the next run goes on, nothing is
-    there twice; the same for delete."""
-    before = state(switch)
-    killed(proxy, transaction, answered, ("create", *WEB))
-    assert len(switch.rows("Mirror")) == switch.vsctl("list-ports br0").count("ga-web")
-    assert mirror("create", *WEB)[0] == 0
-    assert mirror("status", "--name", "web")[0] == 0
-    assert len(switch.rows("Mirror")) == 1
-
-    killed(proxy, 1, answered, ("delete", "--name", "web", "--yes"))
-    assert mirror("delete", "--name", "web", "--yes")[0] == 0
-    assert state(switch) == before
-
-
-def test_two_at_once_make_one(
-    switch: OvsdbServer, mirror: Run, proxy: Proxy, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Between the look and the transaction somebody else makes the same mirror: the second finds it, and makes none."""
-    ran = []
-
-    def overtake(request: Json) -> None:
-        if request["method"] == "transact" and not ran:
-            ran.append(
-                subprocess.run(
-                    [sys.executable, "-m", "guestagent", "mirror", "ovs", "create", *WEB, "--db", switch.db], check=True
-                )
-            )
-
-    proxy.before = overtake
-    assert mirror("create", *WEB, db=proxy.db)[0] == 0
-
-    assert ran
-    assert len(switch.rows("Mirror")) == 1
-    assert "ga-web-2" not in switch.vsctl("show")
-
-
-@pytest.mark.parametrize(
-    "words",
-    [("delete", "--name", "web", "--yes"), ("create", *WEB, "--packet-length", "64")],
-    ids=["delete", "update"],
-)
-def test_what_is_ours_no_more_is_left_alone(
-    switch: OvsdbServer, mirror: Run, proxy: Proxy, words: tuple[str, ...]
-) -> None:
-    """Between the look and the transaction somebody takes our mark off: refused, and nothing else changes."""
-    mirror("create", *WEB)
-    after: list[Any] = []
-
-    def take(request: Json) -> None:
-        if request["method"] == "transact" and not after:
-            switch.vsctl("clear mirror web external_ids")
-            after.append(state(switch))
-
-    proxy.before = take
-    code, _, said = mirror(*words, db=proxy.db)
-
-    assert (code, "took our mark off" in said) == (1, True)
-    assert [state(switch)] == after
 
 
 def test_the_policy_is_what_is_asked_for(switch: OvsdbServer, mirror: Run, proxy: Proxy) -> None:

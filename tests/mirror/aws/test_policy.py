@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from guestagent.mirror.aws.policy import document
-from tests.mirror.ec2_fake import Fake
-from tests.mirror.test_aws import GWLB, WORDS, Run
+from tests.mirror.aws.fake import Fake
+from tests.mirror.aws.words import GWLB, WORDS, Run
 
 policy_sentry = pytest.importorskip("policy_sentry.shared.iam_data")
-
 NEVER_MIRRORED = {"security-group", "subnet", "vpc"}
 
 

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from tests.mirror.gcp_fake import BASE, BODY, COLLECTOR, NETWORK, Fake, merge_patch
+from tests.mirror.gcp.fake import Fake
+from tests.mirror.gcp.routes import BODY
+from tests.mirror.gcp.words import BASE, COLLECTOR, NETWORK, merge_patch
 
 POLICIES = f"/compute/v1/{BASE}/packetMirrorings"
 TOKEN = "Bearer x"

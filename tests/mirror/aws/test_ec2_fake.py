@@ -7,7 +7,8 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from tests.mirror.ec2_fake import Fake, Refusal
+from tests.mirror.aws.fake import Fake
+from tests.mirror.aws.wire import Refusal
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from guestagent.mirror.gcp.policy import CALLS
-from tests.mirror.gcp_fake import ROUTES, USED, Fake
-from tests.mirror.test_gcp import WEB
+from tests.mirror.gcp.choice import WEB
+from tests.mirror.gcp.fake import Fake
+from tests.mirror.gcp.routes import ROUTES, USED
 
 Run = Callable[..., tuple[int, Any, str]]
 

@@ -17,7 +17,8 @@ from guestagent.mirror.gcp.model import mark, owner_of
 from guestagent.mirror.gcp.shares import spread
 from guestagent.mirror.plan import diff, has_changes
 from guestagent.mirror.spec import Match, Spec, matches, rules
-from tests.mirror.gcp_fake import BASE, Fake
+from tests.mirror.gcp.fake import Fake
+from tests.mirror.gcp.words import BASE
 from tests.mirror.test_spec import accepts
 
 KINDS = tuple(MOST_OF_POLICY)
