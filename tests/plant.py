@@ -1,7 +1,6 @@
 """A machine under load, simulated: ring, collector, clock and costs, and what a governor makes of them."""
 
 import random
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from guestagent.governor.bucket import Gate
 from guestagent.governor.demand import Sample
 from guestagent.governor.law import Governor
 from guestagent.governor.limits import DEFAULT_ORDER, Budgets, Counters, Limits, Rung, Traffic, Usage
+from tests.traffic import MICE, Flows, Load
 
 STEP_SECONDS = 0.005
 RETIRE_SECONDS = 0.1
@@ -25,34 +25,8 @@ IDLE_CORES = 0.003
 WALL_NS = 1_700_000_000_000_000_000
 
 
-class Flows:
-    """Equal flows that send together; one of them is an elephant or a flood."""
-
-    def __init__(self, name: int, count: int, pps: float, size: int, outgoing: float = 0.5) -> None:
-        rng = random.Random(name)
-        self.keys = sorted(rng.getrandbits(32) for _ in range(count))
-        self.pps, self.size, self.outgoing = pps, size, outgoing
-
-    def sampled(self, fraction: float) -> int:
-        """How many of them a sample of flows keeps."""
-        return bisect_left(self.keys, fraction * 2**32)
-
-
-Load = Callable[[float], Sequence[tuple[Flows, float]]]
-"""Seconds -> who sends, and how much of its rate."""
-
 Arrived = dict[Flows, tuple[float, float]]
 """Packets that the filter kept, and ring bytes of each."""
-
-MICE = Flows(1, 500, 2000, 400)
-BULK = Flows(2, 1, 12e9 / 8 / 65000, 65000, outgoing=1.0)
-FLOOD = Flows(3, 1, 160_000, 64, outgoing=1.0)
-TORRENT = Flows(8, 1, 400_000, 64, outgoing=1.0)
-FLOOD_IN = Flows(4, 1, 160_000, 64, outgoing=0.0)
-SWARM = Flows(5, 20_000, 160_000, 64, outgoing=1.0)
-STORM = Flows(6, 20_000, 500_000, 64, outgoing=1.0)
-CHURN = [Flows(100 + i, 1, 12e9 / 8 / 65000, 65000, outgoing=1.0) for i in range(31)]
-ELEPHANTS = [Flows(10 + i, 1, 800e6 / 8 / 20000, 20000, outgoing=0.8) for i in range(6)]
 
 
 @dataclass
@@ -75,6 +49,7 @@ MODEL = Machine()
 DEAR = Machine(own_packet=1.4, own_byte=1.4, share=1.4, own_tick=2.5)
 CHEAP = Machine(own_packet=0.6, own_byte=0.6, share=0.6)
 MIXED = Machine(own_packet=1.4, own_byte=0.6, share=1.2)
+MACHINES = {"as the model": MODEL, "dear": DEAR, "cheap": CHEAP, "mixed": MIXED}
 CPU_ONLY = Budgets(bytes_per_second=inf)
 
 
@@ -259,56 +234,3 @@ def looks(rng: random.Random, parts: list[tuple[float, Limits, Arrived]], most: 
                 (WALL_NS + int(at * 1e9) + 1, key, min(flows.size, 66), flows.size, rng.random() < flows.outgoing)
             )
     return found
-
-
-# -- loads ------------------------------------------------------------------------------------------------------------
-
-
-def always(*flows: Flows) -> Load:
-    """Mice, and these all the time."""
-    return lambda now: [(one, 1.0) for one in (MICE, *flows)]
-
-
-def between(start: float, stop: float, *flows: Flows) -> Load:
-    """Mice, and these for a while."""
-    return lambda now: [(MICE, 1.0), *((one, 1.0) for one in flows if start <= now < stop)]
-
-
-def ramp(flows: Flows, seconds: float) -> Load:
-    """From nothing to the full rate."""
-    return lambda now: [(MICE, 1.0), (flows, min(1.0, now / seconds))]
-
-
-def square(period: float, on: float, *flows: Flows, stop: float = inf) -> Load:
-    """On and off, and at last off."""
-    return lambda now: [(MICE, 1.0), *((one, 1.0) for one in flows if now < stop and now % period < on)]
-
-
-def churn(now: float) -> Sequence[tuple[Flows, float]]:
-    """A new elephant each second."""
-    return [(MICE, 1.0), (CHURN[int(now)], 1.0)]
-
-
-HEAVY_LOADS: dict[str, Load] = {
-    "bulk": always(BULK),
-    "bulk step": between(5, 12, BULK),
-    "flood": always(FLOOD),
-    "flood step": between(5, 12, FLOOD),
-    "flood in": always(FLOOD_IN),
-    "elephants": always(*ELEPHANTS),
-    "ramp": ramp(BULK, 12),
-    "square": square(4, 2, BULK),
-    "slow square": square(8, 4, FLOOD),
-    "churn": churn,
-}
-"""To cut or thin heavy flows is enough."""
-WIDE_LOADS: dict[str, Load] = {
-    "swarm": always(SWARM),
-    "swarm step": between(5, 12, SWARM),
-    "storm step": between(5, 12, STORM),
-    "swarm square": square(6, 3, SWARM),
-}
-"""Many small flows: ordinary ones have to give."""
-LOADS = {**HEAVY_LOADS, **WIDE_LOADS}
-STEADY = {"bulk": [BULK], "flood": [FLOOD], "flood in": [FLOOD_IN], "elephants": ELEPHANTS, "swarm": [SWARM]}
-MACHINES = {"as the model": MODEL, "dear": DEAR, "cheap": CHEAP, "mixed": MIXED}

@@ -9,27 +9,23 @@ from math import inf
 import pytest
 
 from guestagent.governor.limits import Budgets, Limits, budgets_for, shedding_order
-from tests.plant import (
+from tests.plant import DEAR, MACHINES, STEP_SECONDS, Machine, simulate
+from tests.traffic import (
     BULK,
-    DEAR,
     ELEPHANTS,
     FLOOD,
     FLOOD_IN,
     LOADS,
-    MACHINES,
     MICE,
     STEADY,
-    STEP_SECONDS,
     STORM,
     SWARM,
     TORRENT,
     WIDE_LOADS,
     Flows,
     Load,
-    Machine,
     always,
     between,
-    simulate,
     square,
 )
 

@@ -21,7 +21,8 @@ from guestagent.governor.pace import (
     State,
 )
 from guestagent.governor.predict import CostModel
-from tests.plant import DEAR, LOADS, simulate
+from tests.plant import DEAR, simulate
+from tests.traffic import LOADS
 
 MODEL = CostModel()
 BUDGET_CORES = 0.1
