@@ -16,6 +16,9 @@ USUAL_PAYLOAD_BYTES = 1448
 RECORD_BYTES = 16 * 1024
 RECORD_OVERHEAD_BYTES = 22
 """Of a TLS 1.3 record: header, content type and tag (RFC 8446, section 5.2)."""
+MOST_WRITE_BYTES = 64 * 1024
+"""A write keeps the core until the kernel has sent it, and whoever wakes there waits; so it is a quarter of a block.
+Over TLS what was offered once can't be taken back for anything more urgent."""
 
 _TC_PRIO_BULK = 2
 """linux/pkt_sched.h: pfifo_fast sends production traffic of the default class before copies."""
@@ -98,10 +101,11 @@ class Ramp:
 
     def push(self, connection: socket.socket, allowed_bytes: float) -> int:
         """Write the next piece, or as much of it as may leave; how much was written. Raises OSError as send does."""
-        piece = self._pieces[0]
+        piece = self._pieces[0][:MOST_WRITE_BYTES]
+        has_more = len(self._pieces) > 1 or len(piece) < len(self._pieces[0])
         if allowed_bytes < len(piece) + self.segment.header_bytes:
-            piece = piece[: max(1, int(allowed_bytes) - self.segment.header_bytes)]
-        count = connection.send(piece, _MSG_MORE if len(self._pieces) > 1 else 0)
+            piece, has_more = piece[: max(1, int(allowed_bytes) - self.segment.header_bytes)], len(self._pieces) > 1
+        count = connection.send(piece, _MSG_MORE if has_more else 0)
         if count < len(self._pieces[0]):
             self._pieces[0] = self._pieces[0][count:]
         else:

@@ -15,14 +15,13 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from guestagent.errors import ConfigError
+from guestagent.links.ramp import MOST_WRITE_BYTES
 from guestagent.tapstream.frames import ProtocolError, printable
 from guestagent.tapstream.hello import is_name
 from guestagent.trust import refuse_readable, refuse_writable
 
 log = logging.getLogger("guestagent.tls")
 
-MOST_WRITE_BYTES = 64 * 1024
-"""Four records; what has been offered once can't be taken back for anything more urgent."""
 _HANDSHAKE_RECORD = 22
 """ContentType handshake, the first byte of whoever speaks TLS (RFC 8446, section 5.1)."""
 _SENTENCES = {

@@ -14,8 +14,8 @@ from guestagent import pki
 from guestagent.config import load_collect, load_run
 from guestagent.endpoint import Endpoint
 from guestagent.errors import ConfigError
-from guestagent.links.ramp import Ramp
-from guestagent.links.secure import MOST_WRITE_BYTES, Credentials, SecureSocket, TlsError
+from guestagent.links.ramp import MOST_WRITE_BYTES, Ramp
+from guestagent.links.secure import Credentials, SecureSocket, TlsError
 from guestagent.links.stream import StreamLink
 from guestagent.tapstream.session import Backoff
 from tests.fakes import FakeOwner

@@ -8,6 +8,7 @@ from struct import Struct
 from time import monotonic
 
 from guestagent.capture.engine import DEFAULT_RING_BYTES
+from guestagent.standback import stand_back
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import BLOCK_PREFIX_BYTES, HEADER, HEADER_BYTES, MOST_BLOCK_BYTES, PREFACE, Kind
 from guestagent.tapstream.hello import CollectorHello, encode_collector_hello
@@ -85,6 +86,8 @@ def count_stream(address: str, port: int, tally: Tally) -> None:
 
 
 def _serve(address: str, port: int, talk: Callable[[socket.socket], None]) -> None:
+    # In life it has a machine of its own; here it must not take the core from the application that is measured.
+    stand_back()
     with socket.create_server((address, port)) as server:
         while True:
             stream, _ = server.accept()
