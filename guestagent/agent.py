@@ -106,7 +106,7 @@ class Agent:
         self._detector, self._clock = LoopDetector(), ClockWatch()
         self._live, self._rates = LiveLine(), RateLine()
         stack.callback(self._live.clear)
-        log.info("capturing %s with the %s engine (%s)", ", ".join(self._names()), *self._engine())
+        log.info("capturing %s with the %s engine (%s)", ", ".join(self._names()), capture.engine, capture.reason)
         if cloud:
             stack.callback(cloud.close)
             cloud.follow(self._loop, partial(setattr, self._desk, "cloud"))
@@ -136,9 +136,6 @@ class Agent:
 
     def _names(self) -> list[str]:
         return [source.interface.name for source in self._tap.sources]
-
-    def _engine(self) -> tuple[str, str]:
-        return self._desk.capture.engine, self._desk.capture.reason
 
     def _stopped(self) -> None:
         self._stop_reason = self._stop_reason or "stopped by a signal"
@@ -196,7 +193,11 @@ class Agent:
 
     def _pump(self, now: float) -> bool:
         self._desk.gate_opens_at = inf
-        return self._link.pump(now)
+        try:
+            return self._link.pump(now)
+        except RunError as fault:  # of a capture below `dir:`
+            self._stop_reason = self._failure = str(fault)
+            return False
 
     def _records_wait(self, _events: int) -> None:
         """A ring needs no more than the wake-up, `work` pumps after it; an engine without one reads its socket here."""
@@ -275,7 +276,6 @@ class Agent:
     def snapshot(self) -> dict[str, Any]:
         """The ledger as `status`, the report file and the tests read it."""
         total = self._tap.refresh()
-        engine, reason = self._engine()
         seen = interface_packets(self._names()) - self._packets_before
         return {
             "schema": LEDGER_SCHEMA,
@@ -285,8 +285,8 @@ class Agent:
             "agent_id": self._desk.agent_id,
             **total.as_dict(),
             "cpu_seconds": round(time.process_time(), 3),
-            "engine": engine,
-            "engine_reason": reason,
+            "engine": self._desk.capture.engine,
+            "engine_reason": self._desk.capture.reason,
             "interfaces": {name: ledger.as_dict() for name, ledger in self._tap.by_name().items()},
             "interfaces_up": dict(self._follower.is_up),
             "limits": self._steering.describe(self._loop.now()),

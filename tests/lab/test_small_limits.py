@@ -165,6 +165,20 @@ def test_files_change_below_the_limit_of_their_size(pair: tuple[Host, Host], tmp
     assert sorted(indexes) == list(range(20_000))
 
 
+def test_a_capture_that_breaks_ends_the_run_with_its_ledger(rig: Rig, pair: tuple[Host, Host]) -> None:
+    """A file below `dir:` that can't grow any more: one sentence, exit code 1, and a ledger that closes."""
+    vm, _ = pair
+    agent = rig.agent(vm, to=f"dir:{rig.captures}")
+    vm.call(udp_send, "10.9.0.1", 9000, 1000, 5000, 300)
+    wait_for(lambda: sum(path.stat().st_size for path in rig.files()) > 200_000, "a file of some size")
+    resource.prlimit(agent.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    vm.call(udp_send, "10.9.0.1", 9000, 1000, 5000, 300)
+    ledger = agent.ended(code=1)
+    assert "guestagent: the capture can't be written: File too large; it ends here" in agent.log_text()
+    assert 0 < ledger["delivered"] < ledger["captured"]
+    assert ledger["lost_on_link"] > 0
+
+
 def crowd(count: int, hold_seconds: float, announced_bytes: int) -> int:
     """Greet the collector so often, each with a frame that never comes; how many connections stood to the end."""
     strangers = []
