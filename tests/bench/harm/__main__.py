@@ -1,6 +1,6 @@
 """Does the tap hurt the application? `python -m tests.bench.harm`; as root, nothing left behind.
 
-make bench-harm                                    into docs/bench; about 50 minutes
+make bench-harm                                    into docs/bench; about an hour
 make bench-harm ARGS=--quick                       a look in three minutes, printed only
 make bench-harm ARGS=--gate                        for CI: short, fails only far from the design's promises
 make bench-harm ARGS=--windows                     the CPU of windows of 5 s, beside off alone; printed only; 6 minutes
