@@ -161,8 +161,8 @@ class Governor:
         seconds, captured = now - then, max(0, counters.captured - before.captured)
         traffic = counters.traffic.since(before.traffic) if counters.traffic and before.traffic else None
         self.demand = self._estimator.close(seconds, captured, traffic, self._taken_bytes)
-        self._book(seconds, captured, used, usage)
         total = self.demand.total
+        self._book(seconds, captured, total, used, usage)
         record_bytes = RECORD_BYTES + (total.original_bytes / total.packets if total.packets else 0.0)
         forecast = Forecast(self.demand, self.model, self._base)
         elephant_cores = forecast.elephant_cores(self._bounds.account.budget_cores)
@@ -183,13 +183,12 @@ class Governor:
             return State.PROBING
         return State.WHOLE if self._is_whole(self._steady) else State.SHEDDING
 
-    def _book(self, seconds: float, captured: int, used: Usage, usage: Usage) -> None:
+    def _book(self, seconds: float, captured: int, total: Rates, used: Usage, usage: Usage) -> None:
         """Charge what the last seconds cost to the account, and learn from it."""
         own = self.model.own_cores(self._taken_records, self._taken_bytes) + self.model.idle.own * seconds
         if used.own_seconds is not None and usage.own_seconds is not None:
             own = max(0.0, usage.own_seconds - used.own_seconds)
             self.model.learn(seconds, self._taken_records, self._taken_bytes, own)
-        total = self.demand.total
         part = min(1.0, captured / seconds / total.packets) if total.packets else 0.0
         rejected = Rates() if self.limits.paused else total.scaled(1 - part).plus(self.demand.unselected)
         share = self.model.share(total.scaled(part), rejected, self._taken_bytes / seconds)
@@ -222,8 +221,8 @@ class Governor:
         """What is taken from ordinary flows is taken when it is still wanted after a moment of closer looks."""
         steady = self._steady
         is_new = (wanted.slice, wanted.paused) != (steady.slice, steady.paused)
-        is_more = self._samples(steady) and not self._estimator.is_surging
-        if not is_new and (wanted.sample == steady.sample or is_more):
+        is_deeper = self._samples(steady) and not self._estimator.is_surging
+        if not is_new and (wanted.sample == steady.sample or is_deeper):
             self._doubted_at = inf
             return wanted
         self._doubted_at = min(now, self._doubted_at)

@@ -59,8 +59,8 @@ class Pace:
         if now < self._look_at:
             return 0
         since, self._look_at = now - self._look_at + PEEK_SECONDS, now + PEEK_SECONDS
-        is_settled = self._state in (State.WHOLE, State.SHEDDING) and now - self._moved_at >= STEADY_AFTER_SECONDS
-        if self._close_looks > 0 and (self._is_hurried or not is_settled):
+        is_calm = self._state in (State.WHOLE, State.SHEDDING) and self._is_steady(now) and not self._is_hurried
+        if self._close_looks > 0 and not is_calm:
             self._close_looks -= blocks * PEEK_RECORDS
             return PEEK_RECORDS
         return int(min(PEEK_RECORDS, CALM_LOOKS_PER_SECOND * since / blocks))
@@ -121,4 +121,7 @@ class Pace:
                 return PROBE_SECONDS
             case State.WHOLE:
                 return REST_TICK_SECONDS if spent_cores < REST_SHARE * self._budget_cores else TICK_SECONDS
-        return STEADY_TICK_SECONDS if now - self._moved_at >= STEADY_AFTER_SECONDS else TICK_SECONDS
+        return STEADY_TICK_SECONDS if self._is_steady(now) else TICK_SECONDS
+
+    def _is_steady(self, now: float) -> bool:
+        return now - self._moved_at >= STEADY_AFTER_SECONDS
