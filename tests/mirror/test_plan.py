@@ -23,12 +23,9 @@ from guestagent.mirror.plan import (
     has_changes,
     removal,
 )
+from tests.mirror.mortal import Crash
 
 KINDS = (Kind("filter"), Kind("target"), Kind("session"))
-
-
-class Crash(BaseException):
-    """The process dies."""
 
 
 class Memory:

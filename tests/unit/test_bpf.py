@@ -11,7 +11,7 @@ from guestagent.capture.bpf import ACCEPT_BYTES, REJECT_ALL, compose
 from guestagent.errors import ConfigError
 from guestagent.model import Exclusion
 from tests import frames
-from tests.bpf_cases import HEADERS, TWENTY
+from tests.bpf_cases import HEADERS, TWENTY, mutated_frame
 from tests.bpf_interpreter import kept
 from tests.frames import EXCLUSIONS, HEADERS_CASES, OWN_CASES, Case, OwnCase
 
@@ -128,16 +128,6 @@ def transport_frame(draw: st.DrawFn) -> tuple[bytes, int]:
     return frame, len(frame) - len(payload)
 
 
-@st.composite
-def mutated_frame(draw: st.DrawFn) -> bytes:
-    """A frame of the tables, cut anywhere and with some bytes changed: the hostile neighbour of a sound one."""
-    frame = bytearray(draw(st.sampled_from(ALL_FRAMES)))
-    for _ in range(draw(st.integers(0, 4))):
-        if frame:
-            frame[draw(st.integers(0, min(len(frame), 140) - 1))] = draw(st.integers(0, 255))
-    return bytes(frame[: draw(st.integers(0, len(frame)))])
-
-
 @settings(max_examples=400)
 @given(transport_frame())
 def test_headers_keeps_all_headers_and_no_payload(drawn: tuple[bytes, int]) -> None:
@@ -148,14 +138,14 @@ def test_headers_keeps_all_headers_and_no_payload(drawn: tuple[bytes, int]) -> N
 
 
 @settings(max_examples=600)
-@given(st.one_of(st.binary(max_size=200), mutated_frame()), st.sampled_from(["full", "headers", 1, 96]))
+@given(st.one_of(st.binary(max_size=200), mutated_frame(ALL_FRAMES)), st.sampled_from(["full", "headers", 1, 96]))
 def test_no_frame_is_rejected(frame: bytes, slice_: str | int) -> None:
     """With no exclusion and no user filter no frame of any length and content is rejected."""
     assert kept(compose(slice_=slice_, loopback=True), frame, PACKET_HOST) is not None
 
 
 @settings(max_examples=600)
-@given(st.one_of(st.binary(max_size=200), mutated_frame()))
+@given(st.one_of(st.binary(max_size=200), mutated_frame(ALL_FRAMES)))
 def test_only_a_frame_that_names_the_remote_is_rejected(frame: bytes) -> None:
     """With exclusions a frame is only rejected when an excluded remote address stands in it."""
     if kept(SELF, frame) is None:
@@ -165,7 +155,7 @@ def test_only_a_frame_that_names_the_remote_is_rejected(frame: bytes) -> None:
 
 
 @settings(max_examples=300)
-@given(st.one_of(st.binary(max_size=200), mutated_frame()))
+@given(st.one_of(st.binary(max_size=200), mutated_frame(ALL_FRAMES)))
 def test_stages_are_independent(frame: bytes) -> None:
     """Behind the self stage `headers` keeps the same bytes as alone, though the registers hold leftovers."""
     expected = kept(HEADERS, frame) if kept(SELF, frame) is not None else None

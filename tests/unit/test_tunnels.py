@@ -44,6 +44,13 @@ class Scene:
         for number in range(count):
             self.mirror.send(vxlan.header(7) + packet(number))
 
+    def fill(self) -> None:
+        """Send copies until the sink takes no more."""
+        while not self.tunnels._blocked:
+            before = self.taken
+            self.copy(ROUND)
+            self.until(lambda wanted=before + ROUND: self.taken == wanted)  # type: ignore[misc]
+
     def until(self, condition: Callable[[], bool]) -> None:
         """Turn the loop until something holds."""
         end = time.monotonic() + PATIENCE_SECONDS
@@ -89,10 +96,7 @@ def test_copies_for_a_reader_that_left_are_counted_and_not_kept(pipe: tuple[int,
 def test_copies_that_wait_for_a_reader_are_safe_or_counted(pipe: tuple[int, int]) -> None:
     """What waits for a slow reader is lost where that leaves, and no earlier; what it has taken is not."""
     with scene_into(pipe[1]) as scene:
-        while not scene.tunnels._blocked:
-            scene.copy(ROUND)
-            before = scene.taken
-            scene.until(lambda wanted=before + ROUND: scene.taken == wanted)  # type: ignore[misc]
+        scene.fill()
         assert not scene.tunnels.lost
         os.close(pipe[0])
         scene.until(lambda: not scene.tunnels._blocked)
@@ -104,10 +108,7 @@ def test_copies_that_wait_for_a_reader_are_safe_or_counted(pipe: tuple[int, int]
 def test_copies_that_wait_at_the_end_are_counted(pipe: tuple[int, int]) -> None:
     """A collector that ends while its reader takes nothing says how many copies that reader never got."""
     with scene_into(pipe[1]) as scene:
-        while not scene.tunnels._blocked:
-            scene.copy(ROUND)
-            before = scene.taken
-            scene.until(lambda wanted=before + ROUND: scene.taken == wanted)  # type: ignore[misc]
+        scene.fill()
         scene.tunnels.close()
         assert scene.tunnels.lost == {"sink_full": ROUND}
         os.close(pipe[0])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from guestagent.mirror.apply import Outcome, apply
+from guestagent.mirror.apply import Outcome
 from guestagent.mirror.aws import provider as aws
 from guestagent.mirror.plan import diff, has_changes
 from guestagent.mirror.spec import Spec, matches, rules
@@ -15,13 +15,10 @@ from tests.mirror.aws.account import PREFIX
 from tests.mirror.aws.fake import Fake
 from tests.mirror.aws.wire import Body
 from tests.mirror.aws.words import NLB, TARGET
+from tests.mirror.mortal import Crash, run_once
 
 MACHINES = range(1, 5)
 NAMES = {"filter": "Filter", "target": "Target", "session": "Session"}
-
-
-class Crash(BaseException):
-    """The process dies."""
 
 
 @st.composite
@@ -104,22 +101,8 @@ def clients(ec2: Fake) -> Mapping[str, Any]:
 
 
 def run(clients: Mapping[str, Any], spec: Spec, crash_after: int = 0) -> Outcome:
-    """Survey, plan and apply, as the command does; dies after so many calls."""
-    provider = aws.Aws(spec, clients, patience_seconds=0.0)
-    call, calls = provider._call, 0
-
-    def counted(service: str, method: str, /, **parameters: Any) -> Any:
-        nonlocal calls
-        answer = call(service, method, **parameters)
-        calls += 1
-        if calls == crash_after:
-            raise Crash
-        return answer
-
-    provider._call = counted  # type: ignore[method-assign]
-    survey = provider.survey(spec)
-    steps = diff(survey.wanted, survey.found, provider.kinds)
-    return apply(steps, survey.found, provider, lambda done, total, what: None)
+    """One run; dies after so many calls."""
+    return run_once(aws.Aws(spec, clients, patience_seconds=0.0), "_call", spec, crash_after)
 
 
 def of(fake: Fake, kind: str, owner: str) -> list[Body]:

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from guestagent.errors import ConfigError
-from guestagent.mirror.apply import Outcome, apply
+from guestagent.mirror.apply import Outcome
 from guestagent.mirror.gcp import provider as gcp
 from guestagent.mirror.gcp.facts import MOST_OF_POLICY
 from guestagent.mirror.gcp.filter import filter_body, found_filter, wanted_filter
@@ -19,6 +19,7 @@ from guestagent.mirror.plan import diff, has_changes
 from guestagent.mirror.spec import Match, Spec, matches, rules
 from tests.mirror.gcp.fake import Fake
 from tests.mirror.gcp.words import BASE
+from tests.mirror.mortal import Crash, run_once
 from tests.mirror.test_spec import accepts
 
 KINDS = tuple(MOST_OF_POLICY)
@@ -153,10 +154,6 @@ existing = st.lists(
 )
 
 
-class Crash(BaseException):
-    """The process dies."""
-
-
 @pytest.fixture
 def world(project: Fake) -> Callable[..., None]:
     """Builds the project anew: four VMs, two collectors, and the policies of a state."""
@@ -181,22 +178,8 @@ def world(project: Fake) -> Callable[..., None]:
 
 
 def run(spec: Spec, crash_after: int = 0) -> Outcome:
-    """Survey, plan and apply, as the command does; dies after so many calls."""
-    provider = gcp.connect(spec)
-    once, calls = provider._once, 0
-
-    def counted(*arguments: Any) -> Any:
-        nonlocal calls
-        answer = once(*arguments)
-        calls += 1
-        if calls == crash_after:
-            raise Crash
-        return answer
-
-    provider._once = counted  # type: ignore[method-assign]
-    survey = provider.survey(spec)
-    steps = diff(survey.wanted, survey.found, provider.kinds)
-    return apply(steps, survey.found, provider, lambda done, total, what: None)
+    """One run; dies after so many calls."""
+    return run_once(gcp.connect(spec), "_once", spec, crash_after)
 
 
 def is_reached(spec: Spec) -> bool:

@@ -11,14 +11,11 @@ from guestagent.mirror.apply import Outcome, apply
 from guestagent.mirror.ovs import provider as ovs
 from guestagent.mirror.plan import diff, has_changes
 from guestagent.mirror.spec import Spec
+from tests.mirror.mortal import Crash
 from tests.mirror.ovs.words import state
 from tests.mirror.ovsdb_server import Json, OvsdbServer
 
 BRIDGES, MACHINES = ("br0", "br1"), ("vm1", "vm2", "vm3", "vm4")
-
-
-class Crash(BaseException):
-    """The process dies."""
 
 
 class Mortal(ovs.Ovs):
