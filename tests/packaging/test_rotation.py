@@ -49,9 +49,10 @@ def sign(repository: Repository, tmp_path: Path) -> Iterator[Callable[[str], Non
     environment["OLD"], environment["NEW"] = re.findall("(?m)^fpr:+([0-9A-F]+):", listed)
 
     def sign_with(key: str) -> None:
-        for command in documented("Another key"):
-            line = re.sub(r"^make repo KEY=\S+ URL=\S+$", f"{MAKE} ${key}", command)
-            run(line.replace("dist/repo/", ""), repository.directory, environment)
+        with repository.later():
+            for command in documented("Another key"):
+                line = re.sub(r"^make repo KEY=\S+ URL=\S+$", f"{MAKE} ${key}", command)
+                run(line.replace("dist/repo/", ""), repository.directory, environment)
 
     yield sign_with
     run("gpgconf --kill all", tmp_path, environment)
