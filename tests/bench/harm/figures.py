@@ -121,10 +121,9 @@ class Table:
         found = [one for one in self.cells(tap, load) if one.seconds >= WINDOW_SECONDS]
         return [added(one, self._cells[OFF, load, one.round]) for one in found]
 
-    def pairs(self) -> tuple[int, int]:
-        """How many each figure rests on: the fewest, and the most."""
-        counts = [len(self.cells(tap, load.name)) for tap in self.taps for load in self.loads]
-        return min(counts), max(counts)
+    def pairs(self) -> int:
+        """How many each figure rests on."""
+        return min(len(self.cells(tap, load.name)) for tap in self.taps for load in self.loads)
 
     def off(self, load: str, field: str) -> float:
         """The median of one field of "off"."""
@@ -175,7 +174,7 @@ def promises(table: Table) -> list[Promise]:
         def about(metric: Metric, name: str = load.name) -> Figure:
             return table.figure(BUDGET, name, metric)
 
-        if load.kind == "bulk" and load.is_flat_out:
+        if load.is_promised and load.is_flat_out:
             found.append(Promise(f"{load.name}: application keeps", about(kept), 0.97, 0.6, at_most=False))
             found.append(Promise(f"{load.name}: own process, % of the VM", about(own), 5, None))
         elif not load.is_flat_out and table.has_idle(load.name):

@@ -49,6 +49,11 @@ class Load:
         """Does it take all that the machine gives?"""
         return self.per_second is None and self.fraction is None
 
+    @property
+    def is_promised(self) -> bool:
+        """Here the design promises what the application keeps, or its latency."""
+        return self.is_moderate or (self.kind == "bulk" and self.is_flat_out)
+
 
 LOADS = (
     Load("ask 1k", "ask", per_second=1_000, is_window=True, is_quick=True),

@@ -33,6 +33,8 @@ _MODERATE = "Moderate are udp 20k and bulk at 30 %; together, their pairs are ta
 class Results:
     """All that one run found out."""
 
+    name: str
+    """Of its files."""
     command: str
     seconds: float
     busy_before: float
@@ -59,19 +61,18 @@ def markdown(results: Results) -> str:
 
 
 def _preamble(results: Results, table: Table) -> str:
-    warning = ""
+    warning, name = "", results.name
     if results.busy_before > MOST_BUSY:
         share = f"{results.busy_before:.0%}"
         warning = f"\n\n**Not quiet:** other work used {share} of the CPUs before the run; these numbers include it."
-    count, most = table.pairs()
-    more = f" Flat out and at moderate loads the tap with a budget has {most} pairs." if most > count else ""
+    count = table.pairs()
     return (
         "# Does the tap hurt the application?\n\n"
         f"`{results.command}` on {time.strftime('%Y-%m-%d', time.gmtime())}: {machine()}, {virtualisation()}, "
         f"Python {platform.python_version()}. {count} interleaved rounds, {results.seconds:g} s a cell after "
         f"{WARM_SECONDS:g} s to warm up. Every number beside a tap is a median over pairs: the tap and *off* under "
         "the same load in the same round, seconds apart. "
-        f"{_interval(count)}{more}\n\n"
+        f"{_interval(count)}\n\n"
         "Three hosts in network namespaces on a bridge: `vm` (tapped, it runs the application's servers), `peer`, "
         "`collector`; the copies leave through the NIC that is tapped. All three share the cores, so a tap pays here "
         "for its sensor and for the switch too, which in life are on other machines; a sensor that is a process goes "
@@ -80,7 +81,7 @@ def _preamble(results: Results, table: Table) -> str:
         f"way; `ask` are requests. Beside every load {PROBE_PER_SECOND:,} requests a second go to an echo server in "
         "the VM over 16 connections, at times fixed beforehand; a latency counts from that time. *off again* is a pair "
         "without any tap: what this machine makes of nothing. Every cell is in "
-        "[harm.csv](harm.csv)." + warning + "\n\n![](harm.png)"
+        f"[{name}.csv]({name}.csv).{warning}\n\n![]({name}.png)"
     )
 
 
@@ -189,16 +190,16 @@ def _judged(judged: Sequence[Promise]) -> str:
 
 
 def write(results: Results, directory: Path) -> None:
-    """HARM.md, harm.csv and harm.png."""
+    """Report, cells and picture: HARM.md, harm.csv and harm.png."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "HARM.md").write_text(markdown(results))
-    with (directory / "harm.csv").open("w", newline="") as file:
+    (directory / f"{results.name.upper()}.md").write_text(markdown(results))
+    with (directory / f"{results.name}.csv").open("w", newline="") as file:
         cells = [_flat(one) for one in results.run.cells]
         table = csv.DictWriter(file, list(cells[0]), lineterminator="\n")
         table.writeheader()
         for cell in cells:
             table.writerow({key: round(one, 4) if isinstance(one, float) else one for key, one in cell.items()})
-    picture(results.table(), directory / "harm.png")
+    picture(results.table(), directory / f"{results.name}.png")
 
 
 def _flat(cell: Cell) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tests.bench.harm.book import percentile
 from tests.bench.harm.echo import ECHO_PORT, serve_echo
 from tests.bench.harm.loads import Capacity, Load, Work, calibrate
 from tests.bench.harm.meters import Counted, Meters, Worked
-from tests.bench.harm.taps import BUDGET, OFF, OFF_AGAIN, TAPS
+from tests.bench.harm.taps import TAPS
 from tests.bench.scene import Scene, small
 from tests.bench.taps import FOREIGN
 
@@ -63,16 +63,13 @@ Row = tuple[int, Load, list[str]]
 """A round, a load, and the taps that meet it, in their order."""
 
 
-def plan(rounds: int, pairs: int, taps: Sequence[str], loads: Sequence[Load]) -> list[Row]:
-    """Every tap under every load in each round; then the budget beside nothing, where the design promises most."""
-    found = [(number, row, load, taps) for number in range(rounds) for row, load in enumerate(loads)]
-    judged = [one for one in (OFF, OFF_AGAIN, BUDGET) if one in taps]
-    promised = [load for load in loads if load.is_flat_out or load.is_moderate] if BUDGET in taps else []
-    found += [(number, row, load, judged) for number in range(rounds, pairs) for row, load in enumerate(promised)]
+def plan(rounds: int, taps: Sequence[str], loads: Sequence[Load]) -> list[Row]:
+    """Every tap under every load in each round."""
     rows = []
-    for number, row, load, names in found:
-        at = (number + row) % len(names)
-        rows.append((number, load, [*names[at:], *names[:at]]))
+    for number in range(rounds):
+        for row, load in enumerate(loads):
+            at = (number + row) % len(taps)
+            rows.append((number, load, [*taps[at:], *taps[:at]]))
     return rows
 
 
