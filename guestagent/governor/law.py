@@ -24,7 +24,8 @@ lasts; then its cost e makes the bound 0.9 b - e / 2 s, and is gone within a win
 flow at full speed costs some of the budget when nothing of it is kept, and only a pause would save that. Shedding
 others for it would blind the tap and save nothing; so beside the rejection of heavy flows there is always a fifth
 of the budget for the rest, until the whole is three budgets. The elephant gets nothing of that: how far it is thinned
-is decided without it. Many small flows are no elephant: these are sampled.
+is decided without it. Many small flows are no elephant: these are sampled. And a sample of an elephant is bought from
+it, packet by packet on the one core that carries it, whatever idles beside: it gets a tenth of the budget (shed.py).
 
 **A surge is doubted** where it would take something from ordinary flows: a block shows its first records first, and in
 the first moment of a flood these are older than the flood. Two more looks 20 ms apart tell who it is; heavy flows are
@@ -201,7 +202,7 @@ class Governor:
     def _decide(self, now: float, forecast: Forecast, bounds: list[Bound]) -> None:
         wanted, cause = self._steady, ""
         for one in bounds:
-            if not forecast.cost(wanted).fits(one.tolerated):
+            if not (forecast.cost(wanted).fits(one.tolerated) and forecast.is_thin_enough(wanted, one.aim)):
                 wanted = combined(wanted, shed(forecast, one.aim, self._base, one.order))
                 cause = one.cause
         wanted = self._confirmed(now, wanted)

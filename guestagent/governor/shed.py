@@ -31,6 +31,10 @@ HEAVY_SHARE = 0.04
 """Of a bound, that a flow must take to be heavy: sixteen such flows are most of it, and mice are far below."""
 LEAST_HEAVY_FRACTION = 0.01
 """Never none: a flow of which nothing passes looks like one that ended."""
+THIN_SHARE, THIN_TOLERANCE = 0.1, 1.2
+"""Of a bound, what the fraction that is kept of heavy flows may take beside their rejection, and in units of that, when
+they are thinned anew. Each packet of such a flow waits for what we do to the one before, so that its sample is taken
+from its speed, however idle the other cores are; and a fifteenth of the headers tells what a third does."""
 LEAST_SAMPLE = 0.02
 GRID = 1.05
 
@@ -97,6 +101,13 @@ class Forecast:
         for flow in limits.heavy:
             cost = cost.plus(self.difference(flow, limits))
         return cost
+
+    def is_thin_enough(self, limits: Limits, bound: Cost) -> bool:
+        """Does the fraction of heavy flows take no more than its share of a bound, or hardly more?"""
+        if not limits.heavy or limits.heavy_fraction == 1:
+            return True
+        rejected = limits._replace(heavy_fraction=LEAST_HEAVY_FRACTION)
+        return self.cost(limits).cpu - self.cost(rejected).cpu <= THIN_TOLERANCE * THIN_SHARE * bound.cpu
 
     def difference(self, flow: int, limits: Limits) -> Cost:
         """What it changes to name one flow heavy."""
@@ -187,7 +198,7 @@ class _Walk:
         lows, highs = self._by_count(LEAST_HEAVY_FRACTION), self._by_count(1.0)
         if not lows:
             return False
-        fractions = [_largest(low, high, self._bound) for low, high in zip(lows, highs, strict=True)]
+        fractions = [_largest(low, high, self._thin_bound(low)) for low, high in zip(lows, highs, strict=True)]
         count = next(at for at, one in enumerate(fractions, 1) if one >= max(fractions) / GRID)
         fraction = LEAST_HEAVY_FRACTION + fractions[count - 1] * (1 - LEAST_HEAVY_FRACTION)
         fits = lows[count - 1].fits(self._bound)
@@ -197,12 +208,16 @@ class _Walk:
         )
         return fits
 
+    def _thin_bound(self, low: Cost) -> Cost:
+        return self._bound._replace(cpu=min(self._bound.cpu, low.cpu + THIN_SHARE * self._bound.cpu))
+
     def _most(self, name: str, least: float) -> bool:
         """The largest value of a fraction that fits: cost is linear in it."""
         at: Callable[..., Limits] = self.limits._replace
         top = getattr(self._base, name)
         low, high = self._forecast.cost(at(**{name: least})), self._forecast.cost(at(**{name: top}))
-        fraction = least + _largest(low, high, self._bound) * (top - least)
+        bound = self._thin_bound(low) if name == "heavy_fraction" else self._bound
+        fraction = least + _largest(low, high, bound) * (top - least)
         self.limits = at(**{name: on_grid(fraction / top, least / top) * top})
         return low.fits(self._bound)
 

@@ -78,6 +78,15 @@ def test_ordinary_flows_do_not_pay_for_an_elephants_rejection(cores: int, flood:
     assert trace.whole_from() <= 22
 
 
+def test_a_thinned_flow_that_grows_is_thinned_anew() -> None:
+    """Two and a half times as many packets, and about as many are kept of them, though the budget had room for more."""
+    trace = simulate(lambda now: [(MICE, 1.0), (FLOOD, 0.4 if now < 6 else 1.0)], Machine(), seconds=14)
+    before, after = ({one.heavy_fraction for one in trace.between(*span)} for span in ((4, 6), (8, 14)))
+
+    assert max(before) < 1
+    assert max(after) <= max(before) / 2.5 * 1.25
+
+
 @pytest.mark.parametrize("load", [square(0.1, 0.01, FLOOD), square(0.5, 0.05, FLOOD_IN)], ids=["10 ms", "50 ms"])
 def test_bursts_that_fit_on_average_pass_whole(load: Load) -> None:
     """Bursts of a flood take less than the budget on average, and nothing is shed."""

@@ -72,6 +72,18 @@ def test_a_wider_bound_is_never_less_faithful(demand: Demand, bound: Cost) -> No
     assert severity(wide, BASE, DEFAULT_ORDER)[0] <= severity(narrow, BASE, DEFAULT_ORDER)[0]
 
 
+@given(DEMAND, BOUND, ORDERS)
+def test_a_sample_of_heavy_flows_is_cheap(demand: Demand, bound: Cost, order: list[Rung]) -> None:
+    """Where only a fraction of them is kept, that takes a tenth of the bound at most, whatever room there is."""
+    forecast = Forecast(demand, CostModel(), BASE)
+    limits = shed(forecast, bound, BASE, order)
+    if not limits.heavy or limits.heavy_fraction in (1, LEAST_HEAVY_FRACTION):
+        return
+    rejected = forecast.cost(limits._replace(heavy_fraction=LEAST_HEAVY_FRACTION))
+
+    assert forecast.cost(limits).cpu - rejected.cpu <= 0.1 * bound.cpu * 1.001
+
+
 def test_the_fewest_heavy_flows_suffer() -> None:
     """Beside a flood, a download that is heavy, too, is left whole; so are mice."""
     flood, download = Rates(0.0, 160_000.0, 1e7, 1e7), Rates(3000.0, 0.0, 4.5e6, 4.5e6)
