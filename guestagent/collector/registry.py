@@ -128,7 +128,7 @@ class Registry:
             run = agent.runs[hello.run_id] = Run(hello, track, resume, spouts)
         held = run.resume_at(hello, self._collector_id) if run.known_before else None
         run.known_before = True
-        return run, CollectorHello(self._collector_id, self._version, held, run.place.unsupported_gso)
+        return run, CollectorHello(self._collector_id, self._version, held, run.safe_stale, run.place.taken_sequence)
 
     def _make_room(self) -> None:
         """For one name more. Raises ValueError where no agent has been away for long."""

@@ -35,6 +35,8 @@ class Run:
         self.acknowledged_sequence = self.place.held_sequence
         self._safe_sequence = self.place.taken_sequence
         """The last frame that was taken and is safe; where frames were skipped, `acknowledged_sequence` is beyond."""
+        self.safe_stale = dict(self.place.unsupported_gso)
+        """Stale records up to there: what the agent is told, for of the others it may give up the frames."""
         self.received = self.received_bytes = self.written = self.malformed = 0
         self.last_frame_ns = hello.started_ns
         self.broken_ns = 0
@@ -49,9 +51,9 @@ class Run:
         for facts in hello.interfaces:
             if not self.track.knows(facts.id):
                 self._describe(facts)
-        self._make_safe()
+        is_safe = self._make_safe()
         self.broken_ns = 0
-        if self.place.skip_to(hello.first_sequence - 1, hello.acknowledged.get(collector_id, 0)):
+        if self.place.skip_to(hello.first_sequence - 1, hello.acknowledged.get(collector_id, 0)) and is_safe:
             self.acknowledged_sequence = self.place.held_sequence
         return self._safe_sequence or None
 
@@ -125,13 +127,14 @@ class Run:
         if done:
             self.acknowledged_sequence = self.place.held_sequence
             self._safe_sequence = self.place.taken_sequence
+            self.safe_stale = dict(self.place.unsupported_gso)
         return done
 
     def notes(self) -> dict[str, Any]:
         """What an ACK carries besides its sequence."""
         notes: dict[str, Any] = {}
-        if self.place.unsupported_gso:
-            notes["unsupported_gso"] = {str(key): value for key, value in self.place.unsupported_gso.items()}
+        if self.safe_stale:
+            notes["unsupported_gso"] = {str(key): value for key, value in self.safe_stale.items()}
         if self.track.output.blocked_by:
             notes["note"] = f"the collector can't write: {self.track.output.blocked_by}"
         return notes
