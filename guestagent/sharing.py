@@ -99,7 +99,7 @@ class Share:
     def hello(self) -> AgentHello:
         """This run, as of now, and as this collector knows it."""
         acknowledged = {self._collector_id: self._place.acknowledged} if self._collector_id else {}
-        first = self._sharing.fanout.first_sequence
+        first = self._place.passed + 1  # what is held beside that is for the others
         return replace(self._desk.hello(), first_sequence=first, acknowledged=acknowledged, copy=self._copy)
 
     def exclude(self, exclusion: Exclusion) -> None:
@@ -116,7 +116,7 @@ class Share:
     def resumed(self, answer: CollectorHello) -> None:
         """Settle what this collector holds, send it the rest from the start."""
         self._collector_id = answer.collector_id
-        self._sharing.fanout.resume(self._place, answer.held_sequence)
+        self._sharing.fanout.resume(self._place, answer.held_sequence, answer.taken_sequence)
         self._tell_stale(answer.unsupported_gso)
         self._sharing.settle()
 

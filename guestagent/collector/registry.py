@@ -125,10 +125,13 @@ class Registry:
             self._end_dead_runs(agent, hello)
             track, resume = self._sink.open_run(hello)
             spouts = [outlet.open_run(hello) for outlet in self._outlets]
-            run = agent.runs[hello.run_id] = Run(hello, track, resume, spouts)
+            run = Run(hello, track, resume, spouts)
+            for older in agent.runs.values():
+                older.heir = run
+            agent.runs[hello.run_id] = run
         held = run.resume_at(hello, self._collector_id) if run.known_before else None
         run.known_before = True
-        return run, CollectorHello(self._collector_id, self._version, held, run.place.unsupported_gso)
+        return run, CollectorHello(self._collector_id, self._version, held, run.safe_stale, run.place.taken_sequence)
 
     def _make_room(self) -> None:
         """For one name more. Raises ValueError where no agent has been away for long."""
@@ -174,8 +177,13 @@ class Registry:
         self.agents[run.hello.agent_id].fold(run)
 
     def broke(self, run: Run) -> None:
-        """A connection ended without BYE: the run may come back."""
-        run.broken_ns = self.agents[run.hello.agent_id].seen_ns = time.time_ns()
+        """A connection ended without BYE: the run may come back, unless its agent began another one meanwhile."""
+        agent = self.agents[run.hello.agent_id]
+        run.broken_ns = agent.seen_ns = time.time_ns()
+        if run.heir and run.is_dead:
+            self._end_unclean(agent, run, run.heir.hello.started_ns)
+        else:
+            log.warning("agent %s is gone without goodbye; its run may come back", run.hello.agent_id)
 
     def close(self) -> None:
         """The collector stops: broken runs end unclean, the others just end here."""
@@ -201,6 +209,7 @@ class Registry:
                 "reduced": agent.intervals(),
                 "unclean_end_count": agent.unclean_end_count,
                 "streaming": sum(not run.broken_ns for run in agent.runs.values()),
+                "twins": sum(run.is_twin for run in agent.runs.values()),
             }
         return {
             "schema": REPORT_SCHEMA,

@@ -3,6 +3,7 @@
 A connection comes and goes; the run stays until its BYE, or until the agent's next run shows that it died.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,12 @@ from guestagent.model import MOST_INTERFACES, Interface
 from guestagent.tapstream.frames import SEQUENCED, Frame, Kind, ProtocolError, decode_block, decode_json
 from guestagent.tapstream.hello import AgentHello, decode_interface
 from guestagent.tapstream.session import AckClock, ReceiveState
+
+log = logging.getLogger("guestagent.collector")
+
+TWIN_SECONDS = 3.0
+"""What a machine had sent before it was reset is read so long after its next run began, and an agent reports each
+second: whoever speaks later lives."""
 
 
 class Run:
@@ -35,10 +42,16 @@ class Run:
         self.acknowledged_sequence = self.place.held_sequence
         self._safe_sequence = self.place.taken_sequence
         """The last frame that was taken and is safe; where frames were skipped, `acknowledged_sequence` is beyond."""
+        self.safe_stale = dict(self.place.unsupported_gso)
+        """Stale records up to there: what the agent is told, for of the others it may give up the frames."""
         self.received = self.received_bytes = self.written = self.malformed = 0
         self.last_frame_ns = hello.started_ns
         self.broken_ns = 0
         """When the connection was lost without a BYE; 0 while it stands or after a BYE."""
+        self.heir: Run | None = None
+        """The latest run that began under its agent's name while it streamed."""
+        self.begun_at = self._heard_at = time.monotonic()
+        self._is_twin_told = False
         self.ended = False
 
     def resume_at(self, hello: AgentHello, collector_id: str) -> int | None:
@@ -49,9 +62,9 @@ class Run:
         for facts in hello.interfaces:
             if not self.track.knows(facts.id):
                 self._describe(facts)
-        self._make_safe()
+        is_safe = self._make_safe()
         self.broken_ns = 0
-        if self.place.skip_to(hello.first_sequence - 1, hello.acknowledged.get(collector_id, 0)):
+        if self.place.skip_to(hello.first_sequence - 1, hello.acknowledged.get(collector_id, 0)) and is_safe:
             self.acknowledged_sequence = self.place.held_sequence
         return self._safe_sequence or None
 
@@ -74,7 +87,7 @@ class Run:
         self._TAKERS[Kind(frame.kind)](self, frame, now)
         self.place.hold(frame.sequence)
         self.track.mark(self.place.held_sequence, self.place.unsupported_gso)
-        self.last_frame_ns = time.time_ns()
+        self.last_frame_ns, self._heard_at = time.time_ns(), now
         self.acks.received(len(frame.payload), now)
 
     def _take_block(self, frame: Frame, now: float) -> None:
@@ -105,6 +118,9 @@ class Run:
             raise ProtocolError("a REPORT frame that is nested too deep") from None
         if remark:
             self.track.remark(remark, lasts=self.fidelity.is_reduced)
+        if self.is_twin and not self._is_twin_told:
+            self._is_twin_told = True
+            log.warning("two agents stream under the name %s: give each an agent_id of its own", self.hello.agent_id)
 
     def _take_info(self, frame: Frame, now: float) -> None:
         facts = decode_interface(decode_json(frame).get("interface"))
@@ -125,16 +141,28 @@ class Run:
         if done:
             self.acknowledged_sequence = self.place.held_sequence
             self._safe_sequence = self.place.taken_sequence
+            self.safe_stale = dict(self.place.unsupported_gso)
         return done
 
     def notes(self) -> dict[str, Any]:
         """What an ACK carries besides its sequence."""
         notes: dict[str, Any] = {}
-        if self.place.unsupported_gso:
-            notes["unsupported_gso"] = {str(key): value for key, value in self.place.unsupported_gso.items()}
+        if self.safe_stale:
+            notes["unsupported_gso"] = {str(key): value for key, value in self.safe_stale.items()}
         if self.track.output.blocked_by:
             notes["note"] = f"the collector can't write: {self.track.output.blocked_by}"
         return notes
+
+    @property
+    def is_dead(self) -> bool:
+        """Did its agent begin another run, and this one say nothing since? Then the machine was reset."""
+        return self.heir is not None and self._heard_at <= self.heir.begun_at + TWIN_SECONDS
+
+    @property
+    def is_twin(self) -> bool:
+        """Does it stream beside another run of its name? Clones of a machine share an agent id, as do agents on one."""
+        other = self.heir
+        return other is not None and not (self.is_dead or self.broken_ns or other.broken_ns or other.ended)
 
     def end(self, reason: str) -> None:
         """The run is over. Raises RunError where its last words can't be written; all is closed then, too."""

@@ -224,7 +224,6 @@ class Server:
         self._loop.forget(connection)
         connection.socket.close()
         if connection.run is not None and not connection.run.ended:
-            log.warning("agent %s is gone without goodbye; its run may come back", connection.run.hello.agent_id)
             self._registry.broke(connection.run)
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from guestagent.errors import PeerError
 from guestagent.links.collectors import Patience
+from guestagent.links.inbox import Inbox
 from guestagent.links.owner import LinkOwner, LinkState
 from guestagent.links.pulse import Pulse, Sign
 from guestagent.links.ramp import Ramp, abort, bulk_socket, queued_bytes, segment_of, total_retransmitted
@@ -24,7 +25,7 @@ from guestagent.links.resolve import Address
 from guestagent.loop import EDGE, READABLE, WRITABLE, Loop
 from guestagent.model import Exclusion
 from guestagent.tapstream import frames
-from guestagent.tapstream.frames import Deframer, Frame, Kind, ProtocolError
+from guestagent.tapstream.frames import Frame, Kind, ProtocolError
 from guestagent.tapstream.hello import CollectorHello, decode_collector_hello, encode_agent_hello
 from guestagent.tapstream.lease import decode_lease
 
@@ -69,11 +70,10 @@ class Channel:
         self.is_blocked = self.is_leaving = False
         self.exclusion: Exclusion | None = None
         self._link, self._owner, self._loop, self._state, self.patience = link, owner, loop, state, patience
-        self._host, self._is_watch = "", False
+        self._host, self._collector_id, self._is_watch = "", "", False
         self._tls: Credentials | None = None
         self._socket: socket.socket | None = None
-        self._collector_id = ""
-        self._deframer, self._ramp = Deframer(), Ramp()
+        self._inbox, self._ramp = Inbox(name), Ramp()
         self._control: deque[bytes] = deque()
         self._pulse = Pulse(patience.silence_seconds)
         self._due_at = 0.0
@@ -178,18 +178,12 @@ class Channel:
     # -- receiving ----------------------------------------------------------------------------------------------
 
     def _read(self, now: float) -> None:
+        if self._socket is None:  # what went out first broke it
+            return
+        self._pulse.heard(now)
         try:
-            while self._socket is not None:
-                count = self._socket.recv_into(self._deframer.space())
-                if count == 0:
-                    self.end(f"{self.name} closed the connection")
-                    return
-                self._deframer.filled(count)
-                self._pulse.heard(now)
-                for frame in self._deframer.frames():
-                    self._handle(frame, now)
-        except BlockingIOError:
-            pass
+            for frame in self._inbox.turn(self._socket):
+                self._handle(frame, now)
         except OSError as error:
             self.end(f"the connection to {self.name} broke: {error.strerror or error}")
         except PeerError as goodbye:
@@ -213,7 +207,7 @@ class Channel:
                 raise ProtocolError("no hello came first")
             answer = decode_collector_hello(frames.decode_json(frame))
             self._collector_id, self.acked_sequence = answer.collector_id, answer.held_sequence or 0
-            self._deframer.welcome()
+            self._inbox.welcome()
             self.phase = Phase.STREAMING
             self._pulse.welcomed(now, self._sent_bytes, now - self._due_at + self.patience.connect_seconds)
             self._link.welcomed(self, answer, now)
@@ -226,7 +220,13 @@ class Channel:
     # -- sending ------------------------------------------------------------------------------------------------
 
     def pump(self, now: float, *, fresh: bool = True) -> bool:
-        """Send until the socket is full, nothing is left or allowed, or the turn's share is used up (then True)."""
+        """Read what the last turn left, then send; True where more could come or go at once."""
+        if self._inbox.has_more:
+            self._read(now)
+        return self._send(now, fresh) or self._inbox.has_more
+
+    def _send(self, now: float, fresh: bool) -> bool:
+        """Until the socket is full, nothing is left or allowed, or the turn's share is used up (then True)."""
         left_bytes = MOST_BYTES_PER_TURN
         self.is_blocked = False
         if self._socket is None or self.phase is Phase.CONNECTING:

@@ -50,20 +50,18 @@ class LocalLink:
         owner.link_changed(True, self.state.text)
 
     def deadline(self) -> float:
-        """When a full disk is tried again."""
+        """When `pump` tries a full disk again."""
         return self._retry_at if self.is_blocked else float("inf")
 
     def tick(self, now: float) -> None:
-        """Try a full disk again."""
-        if self.is_blocked and now >= self._retry_at:
-            self.pump(now)
+        """Nothing: the turn's pump tries a full disk again, where a fault of the capture is expected."""
 
     def pump(self, now: float) -> bool:
         """Write the next few frames and acknowledge them."""
-        if self.is_blocked and now < self._retry_at:
+        if self.is_blocked and (now < self._retry_at or not self._settle(now)):
             return False
         taken = 0
-        while not self.is_blocked and taken < MOST_FRAMES_PER_TURN and self._owner.allowance(now) > 0:
+        while taken < MOST_FRAMES_PER_TURN and self._owner.allowance(now) > 0:
             pending = self._owner.next_frame(now)
             if pending is None:
                 break

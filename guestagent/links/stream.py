@@ -199,10 +199,10 @@ class StreamLink:
         channel, watch = self._channel, self._watch
         if channel is None or watch is None or not (channel.is_settled or now >= self._leave_at):
             return
-        channel.finish(f"goes back to {watch.name}")
-        channel.close()
         self._rota.returned(self._watch_at, now)
         self._channel, self._watch, self._leave_at = watch, None, inf
+        channel.finish(f"goes back to {watch.name}")  # it may break at that, and is not ours any more
+        channel.close()
         self.state.reconnects += 1
         self._change(False, f"{watch.name} is well again, going back to it")
         watch.greet(now)
@@ -211,10 +211,10 @@ class StreamLink:
 
     def pump(self, now: float) -> bool:
         """Send what can be sent; True where more could go at once."""
+        has_more = self._watch is not None and self._watch.pump(now)
         if self._watch is not None:
-            self._watch.pump(now)
             self._look(now)
-        return self._channel is not None and self._channel.pump(now)
+        return (self._channel is not None and self._channel.pump(now)) or has_more
 
     def retransmitted(self) -> int | None:
         """Segments that the kernel sent again on this connection."""

@@ -55,6 +55,8 @@ def _collector_lines(snapshot: dict[str, Any]) -> Iterator[str]:
             f"{name}: received {agent['received']:,}, written {agent['written']:,}, gaps {agent['gaps']:,}, "
             f"duplicates {agent['duplicates']:,}"
         )
+        if twins := agent.get("twins"):
+            yield f"{name}: {twins + 1} agents stream under this name; give each an agent_id of its own"
         for end in agent["unclean_ends"]:
             yield f"{name}: nothing is held from {end['gap_from']} until {end['gap_until']}"
         for row in agent["reduced"][-1:]:

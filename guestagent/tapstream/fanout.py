@@ -20,6 +20,8 @@ AWAY, LAGGING, ENDED = "collector_away", "collector_lagging", "run_ended"
 
 PENDING_BYTES = 640
 """Of memory for a frame whose bytes lie in the ring, with its loan and views (measured: 600)."""
+MOST_WAITING = 1024
+"""Doubts that wait for a collector's disk: it takes a turn's worth before it finds it full, 256 frames."""
 
 
 class Doubt(NamedTuple):
@@ -47,16 +49,24 @@ class Place:
         self.lost: Counter[str] = Counter()
         """Records that another collector has and this one will never get, by reason."""
         self.doubts: deque[Doubt] = deque()
-        """No more than a ring holds: what is given up while it is connected ends the connection."""
+        """No more than a ring holds: what is given up while it is connected ends the connection. Its next hello settles
+        all but those that it took and has not written yet, MOST_WAITING at the most; a later ACK settles them."""
         self.told_stale: dict[int, int] = {}
         """Stale records that it counted, by interface."""
+        self._stale_before: dict[int, int] = {}
+        """Of them, those that it has forgotten."""
         self.missed_stale: Counter[int] = Counter()
         """Stale records among those that it never got, by interface."""
 
     def tell_stale(self, counts: dict[int, int]) -> None:
         """Take its cumulative counts."""
         for interface, count in counts.items():
+            count += self._stale_before.get(interface, 0)
             self.told_stale[interface] = max(count, self.told_stale.get(interface, 0))
+
+    def forgot(self) -> None:
+        """It does not know the run, or not any more: what it counts begins at 0."""
+        self._stale_before = dict(self.told_stale)
 
     def stale(self) -> Counter[int]:
         """Stale records by interface, of all that it was given or lost."""
@@ -67,6 +77,13 @@ class Place:
         self.lost[doubt.reason] += doubt.records - doubt.stale
         if doubt.stale:
             self.missed_stale[doubt.interface] += doubt.stale
+
+    def settle_doubts(self, sequence: int) -> None:
+        """It has what is in doubt up to here."""
+        while self.doubts and self.doubts[0].sequence <= sequence:
+            doubt = self.doubts.popleft()
+            self.delivered += doubt.records
+            self.acknowledged = max(self.acknowledged, doubt.sequence)
 
 
 class FanOut:
@@ -110,23 +127,24 @@ class FanOut:
         """This collector has everything up to `sequence`. Raises ProtocolError where it can't."""
         if sequence > max(place.highest_sent, place.passed):
             raise ProtocolError(f"it acknowledges frame {sequence}, which was never sent")
+        place.settle_doubts(sequence)
         if sequence > place.passed:
             place.delivered += sum(map(_records, self._between(place.passed, sequence)))
             place.passed = place.acknowledged = sequence
             place.sent = max(place.sent, sequence)  # an earlier connection brought it, and its disk was full meanwhile
             self.leader = max(self.leader, sequence)
 
-    def resume(self, place: Place, held_sequence: int | None) -> None:
-        """A new connection: what the collector holds is known now, the rest goes out again."""
-        held = held_sequence or 0
-        self.acknowledge(place, held)
-        for doubt in place.doubts:
-            if doubt.sequence <= held:
-                place.delivered += doubt.records
-                place.acknowledged = max(place.acknowledged, doubt.sequence)
-            else:
-                place.lose(doubt)
-        place.doubts.clear()
+    def resume(self, place: Place, held_sequence: int | None, taken_sequence: int = 0) -> None:
+        """A new connection: what the collector holds is known now, the rest goes out again.
+
+        What it has taken and not written yet stays in doubt, where it was given up: an ACK may still come for it.
+        """
+        self.acknowledge(place, held_sequence or 0)
+        if held_sequence is None:
+            place.forgot()
+        waiting = sum(doubt.sequence <= taken_sequence for doubt in islice(place.doubts, MOST_WAITING))
+        for _ in range(len(place.doubts) - waiting):
+            place.lose(place.doubts.pop())
         place.sent = place.passed
 
     def give_up(self, place: Place, sequence: int, reason: str) -> None:

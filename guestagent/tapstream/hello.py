@@ -57,13 +57,15 @@ class AgentHello:
 class CollectorHello:
     """What a collector answers. `held_sequence` is the last frame of this run that it holds, None for an unknown run.
 
-    `unsupported_gso` are its counts of stale records in this run, by interface id.
+    `unsupported_gso` are its counts of stale records in this run up to there, by interface id.
     """
 
     collector_id: str
     version: str
     held_sequence: int | None
     unsupported_gso: dict[int, int]
+    taken_sequence: int = 0
+    """The last frame that it took: beyond `held_sequence` where it has no room to write it, and may still do so."""
 
 
 def _field(
@@ -208,4 +210,5 @@ def decode_collector_hello(value: dict[str, Any]) -> CollectorHello:
         version=_field(value, "version", str, "collector's hello"),
         held_sequence=None if held is None else _field(value, "held_sequence", int, "collector's hello"),
         unsupported_gso=decode_counts(value.get("unsupported_gso", {})),
+        taken_sequence=_field(value, "taken_sequence", int, "collector's hello") if "taken_sequence" in value else 0,
     )

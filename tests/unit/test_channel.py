@@ -4,17 +4,21 @@ import socket
 import ssl
 import struct
 import time
+from itertools import pairwise
 from typing import cast
 
 import pytest
 
 from guestagent.endpoint import Endpoint
+from guestagent.links.collectors import HEALTHY_PONGS
+from guestagent.links.inbox import LEAST_FRAME_COST_BYTES, TURN_BYTES
 from guestagent.links.secure import Credentials, SecureSocket
 from guestagent.links.stream import StreamLink
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Kind
 from guestagent.tapstream.session import Backoff
-from tests.streams import Bench
+from tests.fakes import PATIENCE_SECONDS
+from tests.streams import Bench, FakeCollector
 
 
 class Late:
@@ -62,6 +66,58 @@ def test_a_flood_of_pings_is_one_answer(bench: Bench) -> None:
     heard = pongs(bench)
     bench.collector.say(frames.encode(Kind.PING))
     bench.until(lambda: bench.collector.hear() or pongs(bench) > heard)
+
+
+def test_a_flood_of_acknowledgements_leaves_the_agent_its_turns(bench: Bench) -> None:
+    """One step of the loop takes so much of it and no more; the rest follows in order, though no edge tells of it."""
+    bench.connect()
+    count, most = 1000, TURN_BYTES // LEAST_FRAME_COST_BYTES
+    bench.collector.say(b"".join(frames.encode_json(Kind.ACK, {"at": at}) for at in range(count)))
+    notes, steps, end = bench.owner.notes, [0], time.monotonic() + PATIENCE_SECONDS
+    while len(notes) < count and time.monotonic() < end:
+        bench.loop.run_once(0.0)
+        steps.append(len(notes))
+        has_more = bench.link.pump(bench.loop.now())
+        steps.append(len(notes))
+        assert has_more or steps[-1] == steps[-2] or len(notes) == count
+
+    assert [{"at": at} for at in range(count)] == notes
+    assert max(after - before for before, after in pairwise(steps)) == most
+
+
+def test_a_collector_that_breaks_while_it_is_left_costs_nothing(bench: Bench) -> None:
+    """The goodbye to the one that serves fails: the run still goes to the preferred one that was found well."""
+    preferred = FakeCollector()
+    to = [Endpoint("tcp", "127.0.0.1", one.port) for one in (preferred, bench.collector)]
+    bench.link.close()
+    bench.link = StreamLink(to, bench.owner, bench.loop, None, Backoff(lambda: 0.0))
+    bench.link._rota.at = 1
+    bench.connect()
+    preferred.listener.settimeout(0.0)
+    bench.until(lambda: came(bench, preferred))
+    preferred.say(frames.PREFACE + frames.encode(Kind.PONG) * HEALTHY_PONGS)
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not bench.link._channel.is_leaving:
+        assert time.monotonic() < end
+        bench.loop.run_once(0.1)
+    serving = bench.collector.socket
+    serving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
+    bench.collector.close_connection()
+    bench.link.pump(bench.loop.now())
+    bench.until(lambda: preferred.hear() or any(kind is Kind.HELLO for kind, _, _ in preferred.heard))
+    preferred.close_connection()
+    preferred.listener.close()
+
+
+def came(bench: Bench, collector: FakeCollector) -> bool:
+    """Has the link come to watch it? Half a second goes by, in which the one that serves says that it lives."""
+    bench.loop.skew += 0.5
+    bench.collector.say(frames.encode(Kind.PONG))
+    try:
+        collector.accept()
+    except BlockingIOError:
+        return False
+    return True
 
 
 def pongs(bench: Bench) -> int:

@@ -77,6 +77,22 @@ def test_the_file_being_written_is_never_deleted(tmp_path: Path) -> None:
     registry.close()
 
 
+def test_old_files_of_one_machine_make_no_room_of_what_its_twin_writes(tmp_path: Path) -> None:
+    """Two machines with one name share a folder: whichever has too much there, neither loses the file being written."""
+    registry, run = open_run(DirectorySink(tmp_path, Rotation(rotate_bytes=1500, retain_bytes=1)))
+    twin, _ = registry.open(agent_hello(OTHER_RUN))
+    twin.frame(parsed(packets_frame(1, [packet(1001)])), 0.0)
+    assert twin.flush(0.0)
+    for sequence in range(1, 41):
+        run.frame(parsed(packets_frame(sequence, [packet(sequence)])), 0.0)
+        assert run.flush(0.0)
+        assert 2 == len(by_number(tmp_path / "vm-1"))
+    twin.frame(parsed(packets_frame(2, [packet(1002)])), 0.0)
+    registry.close()
+
+    assert [1001, 1002] in [numbers(path) for path in by_number(tmp_path / "vm-1")]
+
+
 def test_a_next_file_that_can_not_be_opened_lets_the_current_one_grow(tmp_path: Path) -> None:
     """Where the next file can't be made, the capture goes on in the one at hand, and no closed descriptor is used."""
     registry, run = open_run(DirectorySink(tmp_path, Rotation(rotate_bytes=1000)))

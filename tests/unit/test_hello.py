@@ -84,11 +84,15 @@ def test_agent_hello_round_trip(hello: AgentHello) -> None:
         PRINTABLE,
         st.none() | COUNTS,
         st.dictionaries(st.integers(0, 0xFFFF), COUNTS, max_size=4),
+        COUNTS,
     )
 )
 def test_collector_hello_round_trip(hello: CollectorHello) -> None:
-    """A collector's hello arrives as it was said."""
-    assert hello == decode_collector_hello(over_the_wire(encode_collector_hello(hello)))
+    """A collector's hello arrives as it was said; one that tells of nothing that waits has nothing."""
+    said = over_the_wire(encode_collector_hello(hello))
+    assert hello == decode_collector_hello(said)
+    del said["taken_sequence"]
+    assert replace(hello, taken_sequence=0) == decode_collector_hello(said)
 
 
 @given(INTERFACES)
@@ -128,7 +132,11 @@ def test_any_json_is_decoded_or_refused(value: Any, decode: Callable[[Any], Any]
     assert isinstance(value, dict)
 
 
-@given(st.dictionaries(st.text(max_size=12) | st.sampled_from(["collector_id", "version", "held_sequence"]), JSON))
+@given(
+    st.dictionaries(
+        st.text(max_size=12) | st.sampled_from(["collector_id", "version", "held_sequence", "taken_sequence"]), JSON
+    )
+)
 def test_any_object_is_an_answer_or_refused(value: dict[str, Any]) -> None:
     """Any JSON object as a collector's hello is decoded or refused with ProtocolError, nothing else."""
     try:

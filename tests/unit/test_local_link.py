@@ -58,18 +58,33 @@ def test_a_local_link_waits_for_a_full_disk(
         settled, unsent = list(owner.settled), owner.window.unsent
         for _ in range(5):
             now += 0.06
-            link.tick(now)
+            assert not link.pump(now)
             assert now < link.deadline() <= now + 0.1
         assert (settled, unsent) == (owner.settled, owner.window.unsent)
         assert [(False, "the collector can't write: No space left on device; the ring holds on")] == owner.changes[1:]
         assert not link.state.connected
-    link.tick(now + 1.0)
     while link.pump(now + 1.0):
         pass
 
     assert list(range(1, 21)) == owner.settled
     assert list(range(20)) == numbers_in(tmp_path)
     assert (True, "writing again") == owner.changes[-1]
+
+
+def test_a_full_disk_that_breaks_is_the_fault_of_a_pump(
+    local: tuple[LocalLink, FakeOwner, EmbeddedCollector],
+) -> None:
+    """The agent expects a fault of the capture where it pumps, and closes its ledger: no retry raises one elsewhere."""
+    link, owner, _ = local
+    owner.queue([packet(1)])
+    with small_disk(100):
+        assert not link.pump(0.0)
+    assert link.is_blocked
+    with mock.patch("guestagent.collector.sinks.output.os.writev", side_effect=OSError(5, "Input/output error")):
+        link.tick(link.deadline())
+        with pytest.raises(RunError, match="the capture can't be written: Input/output error"):
+            link.pump(link.deadline())
+    assert [] == owner.settled
 
 
 def test_a_broken_disk_ends_the_run(local: tuple[LocalLink, FakeOwner, EmbeddedCollector]) -> None:

@@ -45,7 +45,15 @@ COLLECTOR: dict[str, Any] = {
         {"pid": 0, "connections": 0, "handed_over": 0, "cpu_seconds": 0, "restarts": 0},
     ],
     "agents": {
-        "vm-1": {"received": 1000, "written": 990, "gaps": 0, "duplicates": 3, "unclean_ends": [END], "reduced": [SHED]}
+        "vm-1": {
+            "received": 1000,
+            "written": 990,
+            "gaps": 0,
+            "duplicates": 3,
+            "unclean_ends": [END],
+            "reduced": [SHED],
+            "twins": 1,
+        }
     },
 }
 
@@ -67,6 +75,7 @@ def test_status_for_people(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         "writes nothing at the moment: No space left on device; agents keep what they have while their rings have room",
         "worker 0: process 7, 1 connected, 1,234 handed over, 0.5 s of CPU, started again 2 times",
         "worker 1: gone, it starts again, 0 handed over",
+        "vm-1: 2 agents stream under this name; give each an agent_id of its own",
         "vm-1: nothing is held from 2023-11-14T22:13:20.123Z until 2023-11-14T22:13:25.123Z",
     ):
         assert text in said

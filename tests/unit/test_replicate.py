@@ -24,7 +24,7 @@ COLLECTORS = 3
 
 
 class Replicating(RuleBasedStateMachine):
-    """Blocks come; collectors take, acknowledge, die, come back; the ring runs full."""
+    """Blocks come; collectors take, acknowledge, die, come back; the ring runs full, and disks do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,19 +64,25 @@ class Replicating(RuleBasedStateMachine):
             one.connect()
         for _ in range(sent):
             one.send()
-        for _ in range(min(received, len(one.on_the_way))):
-            one.receive()
+        one.receive(received)
         if acks:
             one.acknowledge()
 
+    @rule(at=st.integers(0, COLLECTORS - 1), is_full=st.booleans())
+    def fill_disk(self, at: int, is_full: bool) -> None:
+        """A disk has no room, or has some again."""
+        self.collectors[at].disk.is_full = is_full
+
     @precondition(lambda self: any(one.is_connected for one in self.collectors))
-    @rule(at=st.integers(0, COLLECTORS - 1), received=st.integers(0, 20))
-    def die(self, at: int, received: int) -> None:
-        """kill -9, after it took some frames more."""
+    @rule(at=st.integers(0, COLLECTORS - 1), received=st.integers(0, 20), is_killed=st.booleans())
+    def die(self, at: int, received: int, is_killed: bool) -> None:
+        """The connection breaks after some frames more came through, by kill -9 perhaps."""
         one = self.collectors[at]
-        for _ in range(min(received, len(one.on_the_way))):
-            one.receive()
+        if one.is_connected:
+            one.receive(received)
         one.lose_connection()
+        if is_killed:
+            one.restart()
 
     @rule()
     def relieve(self) -> None:

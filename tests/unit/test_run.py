@@ -1,6 +1,7 @@
 """One run at the collector: each frame once, whatever an agent sends, and no answer promises what is not safe."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from guestagent.capture.block import LAYOUT_PLAIN, MalformedBlock
 from guestagent.collector.registry import Registry
-from guestagent.collector.run import Run
+from guestagent.collector.run import TWIN_SECONDS, Run
 from guestagent.collector.sinks import reader
 from guestagent.collector.sinks.directory import DirectorySink, Rotation
 from guestagent.collector.sinks.shared import standard_output
@@ -273,6 +274,33 @@ def test_two_live_runs_of_a_name_stay_apart(registry: Registry) -> None:
     assert 3 == registry.report()["agents"]["vm-1"]["received"]
     registry.said_goodbye(first, "done")
     assert 3 == registry.report()["agents"]["vm-1"]["received"]
+
+
+def test_the_run_of_a_machine_that_was_reset_ends_when_it_is_missed(registry: Registry) -> None:
+    """Its next run begins before its old connection falls silent: then the old run is over, with a gap of two times."""
+    old, _ = registry.open(agent_hello())
+    old.frame(parsed(packets_frame(1, [packet(1)])), time.monotonic())
+    new, _ = registry.open(agent_hello(OTHER_RUN, started_ns=old.last_frame_ns + 5 * 10**9))
+    registry.broke(old)
+    report = registry.report()["agents"]["vm-1"]
+
+    assert (True, False, 1) == (old.ended, new.ended, report["streaming"])
+    assert [(RUN_ID, new.hello.started_ns)] == [(end["run_id"], end["until_ns"]) for end in report["unclean_ends"]]
+
+
+def test_two_agents_of_one_name_are_told(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:
+    """A run that speaks on beside the next one of its name is another agent's: said once, and it may come back."""
+    first, _ = registry.open(agent_hello())
+    second, _ = registry.open(agent_hello(OTHER_RUN))
+    for sequence, seconds in ((1, 1.0), (2, TWIN_SECONDS + 1), (3, TWIN_SECONDS + 2), (4, TWIN_SECONDS + 3)):
+        assert ("two agents" in caplog.text) is (sequence > 3)
+        assert (sequence > 2) is bool(registry.report()["agents"]["vm-1"]["twins"])
+        first.frame(parsed(frames.encode_json(Kind.REPORT, {}, sequence=sequence)), second.begun_at + seconds)
+    assert 1 == caplog.text.count("two agents stream under the name vm-1: give each an agent_id of its own")
+    registry.broke(first)
+
+    assert not first.ended
+    assert 0 == registry.report()["agents"]["vm-1"]["twins"]
 
 
 def test_a_shared_file_describes_more_than_65536_interfaces() -> None:

@@ -37,9 +37,13 @@ def healthy(rig: Rig) -> None:
 def test_an_agent_is_greeted_and_acknowledged(rig: Rig, tmp_path: Path) -> None:
     """Hello, answer, frames, ACK, BYE: the packets are in the file, with statistics at its end."""
     peer = rig.peer(greeting())
-    assert {"collector_id": "collector-1", "version": "0.1", "held_sequence": None, "unsupported_gso": {}} == (
-        peer.wait_for(Kind.HELLO)
-    )
+    assert {
+        "collector_id": "collector-1",
+        "version": "0.1",
+        "held_sequence": None,
+        "unsupported_gso": {},
+        "taken_sequence": 0,
+    } == peer.wait_for(Kind.HELLO)
     peer.say(packets_frame(1, [packet(1), packet(2)]) + packets_frame(2, [packet(3)]))
     peer.wait_for(Kind.ACK, 2)
     assert [1, 2, 3] == written(tmp_path)

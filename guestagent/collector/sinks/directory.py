@@ -99,11 +99,15 @@ class DirectorySink:
         path, found = self._left.get(run_id, (None, None))
         if path is not None and not (path.parent == folder and path.exists()):
             path = found = None  # retention took it, or it is another agent's
-        pages = _Pages(folder, hello.started_ns, self._rotation, self._fsync)
+        pages = _Pages(folder, hello.started_ns, self._rotation, self._fsync, self._written)
         track = _FileTrack(hello, pages, path, found, wire_size=self._wire_size)
         self._left.pop(run_id, None)  # not before: where a file could not be opened, the agent comes back for it
         self._tracks = [one for one in self._tracks if not one.closed] + [track]
         return track, resume_of(found.runs[run_id] if found else None)
+
+    def _written(self) -> set[Path | None]:
+        """The files that are being written now."""
+        return {track.path for track in self._tracks if not track.closed}
 
     def blocked_by(self) -> str:
         """Why nothing can be written, empty where it can."""
@@ -150,8 +154,10 @@ def _age(file: tuple[os.stat_result, Path]) -> tuple[int, int, str]:
 class _Pages:
     """The files of one run, one after the other."""
 
-    def __init__(self, folder: Path, started_ns: int, rotation: Rotation, fsync: bool) -> None:
-        self.folder, self.rotation, self.fsync = folder, rotation, fsync
+    def __init__(
+        self, folder: Path, started_ns: int, rotation: Rotation, fsync: bool, written: Callable[[], set[Path | None]]
+    ) -> None:
+        self.folder, self.rotation, self.fsync, self._written = folder, rotation, fsync, written
         seconds, nanoseconds = divmod(started_ns, 1_000_000_000)
         self._start = time.strftime("%Y%m%dT%H%M%S", time.gmtime(seconds)) + f".{nanoseconds // 1_000_000:03d}Z"
         self._number = 0
@@ -175,15 +181,19 @@ class _Pages:
             return output
 
     def enforce_retention(self) -> None:
-        """Delete the oldest files while the folder holds more than is to be kept; never the one being written."""
+        """Delete the oldest files while the folder holds more than is to be kept; never one that is being written.
+
+        Another run may have one open beside ours: of a machine with the same name, or with a connection that broke.
+        """
         if not self.rotation.retain_bytes:
             return
         files = _files(self.folder)
         excess = sum(facts.st_size for facts, _ in files) - self.rotation.retain_bytes
+        written = self._written()
         for facts, path in files:
             if excess <= 0:
                 return
-            if path != self.current:
+            if path not in written:
                 try:
                     path.unlink(missing_ok=True)
                 except OSError as error:
@@ -207,6 +217,11 @@ class _FileTrack(Track):
             output = pages.reopen(path, found.whole_bytes)
             place = found.runs[bytes.fromhex(hello.run_id)]
             super().__init__(hello, output, Described(found.described), place, wire_size=wire_size)
+
+    @property
+    def path(self) -> Path | None:
+        """The file that is being written."""
+        return self._pages.current
 
     def renew(self, rotation: Rotation) -> None:
         """Other bounds from now on."""
