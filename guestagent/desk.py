@@ -229,9 +229,9 @@ class Desk:
     def _wait_for_gate(self, now: float) -> None:
         self.gate_opens_at = min(self.gate_opens_at, self.gate.ready_at(now, MOST_RUN_BYTES, MOST_RUN_BYTES))
 
-    def spent(self, wire_bytes: float) -> None:
-        """So many left, with the headers of the packets that carry them."""
-        self.gate.bytes.spend(wire_bytes)
+    def spent(self, wire_bytes: float, further_packets: int = 0) -> None:
+        """So many left, with the headers of the packets that carry them; and packets beyond one for each record."""
+        self.gate.spend(wire_bytes, further_packets)
 
     def acknowledged(self, sequence: int, collector_id: str, notes: dict[str, Any]) -> None:
         """Settle what a collector made safe."""

@@ -140,8 +140,8 @@ class Share:
             self._desk.gate_opens_at = min(self._desk.gate_opens_at, opens_at)
         return room_bytes
 
-    def spent(self, wire_bytes: float) -> None:
-        """So many left, with the headers of the packets that carry them."""
+    def spent(self, wire_bytes: float, further_packets: int = 0) -> None:
+        """So many left, with the headers of the packets that carry them; a stream counts no further packets."""
         self._bucket.spend(wire_bytes)
 
     def leased(self, lease: Lease, now: float) -> None:

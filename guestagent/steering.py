@@ -1,18 +1,31 @@
 """The governor's hands: what the tap, the link and the host show goes in, filter and caps come out."""
 
+import logging
 import time
 from collections import deque
 from dataclasses import replace
 from math import inf
 from typing import Any
 
+from guestagent.backstops import warnings
 from guestagent.capture.peek import Peek
 from guestagent.config import RunConfig
 from guestagent.desk import Desk
 from guestagent.governor.law import Governor
-from guestagent.governor.limits import Budgets, Counters, Limits, Rung, budgets_for, shedding_order
+from guestagent.governor.limits import (
+    FULL_PACKET_BYTES,
+    OWN_CORES,
+    Budgets,
+    Counters,
+    Limits,
+    Rung,
+    budgets_for,
+    shedding_order,
+)
 from guestagent.governor.meter import Meter, interface_traffic
 from guestagent.links.owner import Link
+
+log = logging.getLogger("guestagent.agent")
 
 RUNGS = {"heavy": Rung.HEAVY, "thin": Rung.THIN, "headers": Rung.HEADERS, "sample": Rung.SAMPLE, "pause": Rung.PAUSE}
 """Names of the config."""
@@ -23,8 +36,12 @@ MOST_LAG_MARKS = 256
 
 
 def budgets_of(config: RunConfig, speed_mbit: int) -> Budgets:
-    """What the operator allows of each copy; a rate by default only where copies cross the network."""
-    rate = config.rate if config.rate is not None or config.to[0].scheme != "dir" else inf
+    """What the operator allows of each copy; a rate by default only where copies cross the network.
+
+    There a super-packet leaves in many packets, so a cap on packets is one on bytes, too.
+    """
+    is_sent = config.to[0].scheme != "dir"
+    rate = config.rate if config.rate is not None or is_sent else inf
     budgets = budgets_for(
         speed_mbit,
         full=config.full,
@@ -33,9 +50,10 @@ def budgets_of(config: RunConfig, speed_mbit: int) -> Budgets:
         packets_per_second=config.packets,
         yields=config.yields,
     )
+    most_bytes = budgets.packets_per_second * FULL_PACKET_BYTES if is_sent else inf
     return replace(
         budgets,
-        bytes_per_second=budgets.bytes_per_second / config.streams,
+        bytes_per_second=min(budgets.bytes_per_second, most_bytes) / config.streams,
         packets_per_second=budgets.packets_per_second / config.streams,
     )
 
@@ -66,6 +84,8 @@ class Steering:
             start=start,
         )
         self._set_caps(now)
+        for warning in warnings(min(OWN_CORES, self.budgets.cpu_percent / 100 * self._meter.cores)):
+            log.warning("%s", warning)
 
     def renew(self, config: RunConfig, now: float) -> None:
         """Other budgets or another wish; what was shed stays shed until the governor knows better."""

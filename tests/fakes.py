@@ -204,7 +204,7 @@ class FakeOwner:
         """What the test sets."""
         return self.allowed_bytes
 
-    def spent(self, wire_bytes: float) -> None:
+    def spent(self, wire_bytes: float, further_packets: int = 0) -> None:
         """Remember it."""
         self.spent_bytes += wire_bytes
 

@@ -13,6 +13,8 @@ DEFAULT_CPU_PERCENT = 5.0
 DEFAULT_BYTES_PER_SECOND = 200e6 / 8
 """Where the link speed is unknown, as on virtio."""
 DEFAULT_LINK_SHARE = 0.1
+FULL_PACKET_BYTES = 1514.0
+"""Of a stream, or of what a tunnel makes of a super-packet, on Ethernet; with a larger MTU packets are fewer."""
 OWN_CORES = 0.7
 """The agent is one thread; beyond this its ring overflows in the pauses that the scheduler gives it."""
 
@@ -63,12 +65,12 @@ class Rung(Enum):
 DEFAULT_ORDER = (Rung.HEAVY, Rung.THIN, Rung.HEADERS, Rung.SAMPLE, Rung.PAUSE)
 
 FLOORS: dict[str, frozenset[Rung]] = {
-    "never below headers": frozenset({Rung.SAMPLE, Rung.PAUSE}),
+    "never below headers": frozenset({Rung.THIN, Rung.SAMPLE, Rung.PAUSE}),
     "never sample": frozenset({Rung.SAMPLE}),
     "never slice": frozenset({Rung.HEAVY, Rung.THIN, Rung.HEADERS}),
 }
-"""What each floor rules out. Under the first a heavy flow may still be thinned, or one flow could break the budget.
-`never slice` rules thinning out, too, as the kernel cuts what it thins."""
+"""What each floor rules out, though a budget may break by it. `never slice` rules thinning out, too, as the kernel cuts
+what it thins."""
 
 
 def shedding_order(order: Sequence[Rung] = DEFAULT_ORDER, floors: Sequence[str] = ()) -> tuple[Rung, ...]:
@@ -85,6 +87,7 @@ class Budgets:
     """Of the VM, all cores together: own time and the kernel's time that is charged to others."""
     bytes_per_second: float = DEFAULT_BYTES_PER_SECOND
     packets_per_second: float = inf
+    """Records, and on the wire what carries them."""
     yields: bool = True
     """Step back while the VM is under pressure."""
     follows_collector: bool = True

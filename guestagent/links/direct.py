@@ -110,7 +110,9 @@ class DirectLink:
             allowance = self._owner.allowance(now)
             if allowance <= 0:
                 return False
-            self._owner.spent(self._spread.flush(allowance))
+            before = self._spread.further_frames
+            sent_bytes = self._spread.flush(allowance)
+            self._owner.spent(sent_bytes, self._spread.further_frames - before)
             self.state.sent_bytes = self._spread.frame_bytes
             if self._spread.is_blocked:
                 self.is_blocked = True

@@ -52,8 +52,8 @@ class LinkOwner(Protocol):
     def allowance(self, now: float) -> float:
         """How many bytes may leave at this moment."""
 
-    def spent(self, wire_bytes: float) -> None:
-        """So many left, with the headers of the packets that carry them."""
+    def spent(self, wire_bytes: float, further_packets: int = 0) -> None:
+        """So many left, with the headers of the packets that carry them; and packets beyond one for each record."""
 
     def leased(self, lease: Lease, now: float) -> None:
         """The collector says whose packets their own agents copy."""

@@ -66,6 +66,13 @@ class Spread:
         sizes = [way.frame_bytes for way in self._by_name.values()]
         return max(sizes, default=0) if self._is_replicate else sum(sizes)
 
+    @property
+    def further_frames(self) -> int:
+        """Frames sent so far beyond one for each record: of super-packets, and of copies to all."""
+        records = [way.records for way in self._by_name.values()]
+        counted = max(records, default=0) if self._is_replicate else sum(records)
+        return sum(way.frames for way in self._by_name.values()) - counted
+
     def tick(self, now: float) -> None:
         """Open and judge the sensors, once a second."""
         if now >= self.due_at:

@@ -3,7 +3,9 @@
 import socket
 import time
 from collections.abc import Iterator
+from functools import reduce
 from itertools import cycle, islice
+from operator import or_
 
 from guestagent.lab.packets import udp_payload
 from guestagent.lab.traffic import fetch_pages
@@ -83,8 +85,10 @@ class Conversations:
         """Datagrams that are not what their number says, or cut."""
         self.pages: dict[int, dict[int, bytes]] = {}
         """Payload of the web server's segments by sequence number, by the client's port."""
-        self.elephant: list[Frame] = []
-        self.elephant_flags = 0
+        self.requests: set[int] = set()
+        """Ports of clients that asked for the page."""
+        self._elephants: dict[tuple[int, ...], list[Frame]] = {}
+        """By the pair of ports: iperf3 speaks about its flow over a connection of its own."""
         for frame in frames:
             self._add(frame, elephant_port)
 
@@ -101,11 +105,22 @@ class Conversations:
             start = 34 + (data[46] >> 4) * 4
             end = 14 + int.from_bytes(data[16:18], "big")
             self.damaged += len(data) < frame.original_bytes
+            if ports[1] == PAGES_PORT and data[start:].startswith(b"GET "):
+                self.requests.add(ports[0])
             if ports[0] == PAGES_PORT and end > start:
                 self.pages.setdefault(ports[1], {})[int.from_bytes(data[38:42], "big")] = data[start:end]
         elif elephant_port in ports:
-            self.elephant.append(frame)
-            self.elephant_flags |= data[47] if data[23] == 6 else 0
+            self._elephants.setdefault(tuple(sorted(ports)), []).append(frame)
+
+    @property
+    def elephant(self) -> list[Frame]:
+        """Both directions of the flow with most copies."""
+        return max(self._elephants.values(), key=len, default=[])
+
+    @property
+    def elephant_flags(self) -> int:
+        """All TCP flags that its segments had."""
+        return reduce(or_, (frame.data[47] for frame in self.elephant if frame.data[23] == 6), 0)
 
     def whole_pages(self, page: bytes) -> int:
         """How many connections brought the page, byte for byte."""

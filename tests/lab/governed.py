@@ -17,6 +17,10 @@ from tests.lab.rig import Frame, Process, Rig
 COLLECTOR, VM, PEER = "10.9.0.1", "10.9.0.2", "10.9.0.3"
 LOAD_PORT = 9000
 FIRST_SOURCE_PORT = 20_000
+SMALL_FLOWS, SMALL_PER_SECOND, SMALL_BYTES = 400, 2000, 200
+"""Ordinary traffic beside whatever is heavy."""
+LEAST_PACE = 0.6
+"""Of it, on a machine that has more to do."""
 _TURN_SECONDS = 0.0005
 _RECEIVE_BUFFER_BYTES = 4 << 20
 SAMPLE_SECONDS = 0.1
@@ -183,6 +187,20 @@ def seconds_until(agent: Process, *, whole: bool, timeout: float) -> float:
 def changes(found: list[Limit]) -> int:
     """How often fidelity went from whole to reduced or back."""
     return sum(one.is_whole != other.is_whole for one, other in pairwise(found))
+
+
+def assert_small_flows_are_whole(rig: Rig, first_ns: int, seconds: float) -> None:
+    """Of the small flows each datagram of these seconds is there, uncut."""
+    small = [
+        (port, index, frame)
+        for port, index, frame in load_frames(rig, first_ns)
+        if frame.original_bytes == SMALL_BYTES + 42 and frame.time_ns < first_ns + int(seconds * 1e9)
+    ]
+    assert all(len(frame.data) == frame.original_bytes for _, _, frame in small)
+    indexes = sorted(index for _, index, _ in small)
+    assert indexes == list(range(indexes[0], indexes[-1] + 1))
+    assert len(indexes) >= LEAST_PACE * SMALL_PER_SECOND * seconds
+    assert len({port for port, _, _ in small}) == SMALL_FLOWS
 
 
 def load_frames(rig: Rig, first_ns: int = 0) -> list[tuple[int, int, Frame]]:

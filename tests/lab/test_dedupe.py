@@ -12,6 +12,8 @@ from tests.lab.rig import Process, Rig, udp_indexes, wait_for
 
 SIZE = 200
 COUNT = 2000
+PORTS = {9000: "10.9.0.", 9001: "fd00:9::"}
+"""Where datagrams of each family go."""
 SECONDS_WITHOUT = 10.0
 
 
@@ -36,17 +38,18 @@ def config_of(rig: Rig, name: str) -> str:
     return str(path)
 
 
-def talk(one: Host, other: Host, first: int, port: int = 9000) -> None:
-    """COUNT numbered datagrams each way."""
+def talk(one: Host, other: Host) -> None:
+    """COUNT numbered datagrams each way, over IPv4 and over IPv6."""
     ways = [
-        one.start(udp_send, "10.9.0.3", port, COUNT, 4000, SIZE, first_index=first),
-        other.start(udp_send, "10.9.0.2", port, COUNT, 4000, SIZE, first_index=first + COUNT),
+        host.start(udp_send, f"{network}{number}", port, COUNT, 4000, SIZE, first_index=first)
+        for port, network in PORTS.items()
+        for host, number, first in ((one, 3, 0), (other, 2, COUNT))
     ]
     for way in ways:
         way.result()
 
 
-def copies(rig: Rig, port: int = 9000) -> Counter[int]:
+def copies(rig: Rig, port: int) -> Counter[int]:
     """How often each datagram is in the two agents' files together."""
     return Counter(index for name in ("a", "b") for index in udp_indexes(rig.frames(name), port, SIZE))
 
@@ -54,12 +57,13 @@ def copies(rig: Rig, port: int = 9000) -> Counter[int]:
 def test_each_packet_is_copied_once(rig: Rig, tapped: tuple[Host, Host, Process, Process, Process]) -> None:
     """Under leases the sender's agent alone copies a packet."""
     one, other, collector, *agents = tapped
-    talk(one, other, 0)
+    talk(one, other)
     for agent in agents:
         agent.stop()
     collector.stop()
 
-    assert copies(rig) == dict.fromkeys(range(2 * COUNT), 1)
+    for port in PORTS:
+        assert copies(rig, port) == dict.fromkeys(range(2 * COUNT), 1)
 
 
 @pytest.mark.parametrize("fault", ["stopped", "killed", "shedding"])
@@ -77,7 +81,7 @@ def test_no_packet_is_missed_when_one_end_fails(
         flood = other.start(udp_send, "10.9.0.1", 9500, 1_500_000, 60_000, 1000)
         wait_for(lambda: failing.status()["limits"]["reduced"], "the agent to shed")
     time.sleep(SECONDS_WITHOUT)
-    talk(one, other, 0)
+    talk(one, other)
     if fault == "stopped":
         failing.process.send_signal(signal.SIGCONT)
     if flood:
@@ -87,5 +91,5 @@ def test_no_packet_is_missed_when_one_end_fails(
         failing.stop()
     collector.stop()
 
-    from_healthy = set(udp_indexes(rig.frames("a"), 9000, SIZE))
-    assert from_healthy == set(range(2 * COUNT))
+    for port in PORTS:
+        assert set(udp_indexes(rig.frames("a"), port, SIZE)) == set(range(2 * COUNT))

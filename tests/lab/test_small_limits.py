@@ -139,6 +139,19 @@ def test_the_ring_takes_a_twentieth_of_what_is_free(pair: tuple[Host, Host], tmp
         assert 0 < json.loads((tmp_path / "ledger.json").read_text())["ring_bytes"] <= free_kb * 1024 // 20
 
 
+@pytest.mark.root
+def test_a_small_control_group_is_told(pair: tuple[Host, Host], tmp_path: Path) -> None:
+    """A group with less CPU than the budget and less memory than needed: `run` begins and says both, as `check`."""
+    (tmp_path / "cpu.max").write_text("1000 100000\n")
+    (tmp_path / "memory.max").write_text(f"{16 * MB}\n")
+    pair[0].run(["mount", "--bind", str(tmp_path), "/sys/fs/cgroup"])  # in the host's own mount namespace
+    for verb in ("run", "check"):
+        done = limited(pair[0], [], VERBS[verb], tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "raise CPUQuota or lower --cpu" in done.stderr + done.stdout
+        assert "the control group gives 17 MB" in done.stderr + done.stdout
+
+
 def test_a_ring_fits_the_address_space(pair: tuple[Host, Host], tmp_path: Path) -> None:
     """Under RLIMIT_AS a ring that was asked for and can't be mapped is refused as what it is: exit 2 and the most."""
     done = limited(pair[0], [f"--as={80 * MB}"], [*VERBS["run"], "--ring", "64MB"], tmp_path)

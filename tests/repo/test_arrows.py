@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sharing": WORDS | {"capture", "desk", "governor", "runs", "tapstream"},
     "follow": WORDS | {"capture", "desk"},
     "neighbours": WORDS | {"desk", "loop"},
-    "steering": WORDS | {"capture", "config", "desk", "governor", "links"},
+    "steering": WORDS | {"backstops", "capture", "config", "desk", "governor", "links"},
     "way": WORDS | {"collector", "config", "desk", "links", "loop", "sharing"},
     "reload": WORDS | {"capture", "config", "desk", "start", "steering"},
     "cli": EVERYTHING,

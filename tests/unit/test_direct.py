@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guestagent.capture.block import PACKET_HOST, PACKET_OUTGOING, VIRTIO, BlockWriter
-from guestagent.encap.segment import NO_OFFLOAD
+from guestagent.encap.segment import NO_OFFLOAD, Virtio
 from guestagent.encap.vxlan import decode
 from guestagent.endpoint import Endpoint
 from guestagent.links import datagram
@@ -24,6 +24,8 @@ from guestagent.model import Interface
 from guestagent.tapstream import frames as tapstream
 from guestagent.tapstream.frames import Kind
 from guestagent.tapstream.session import Pending
+from tests.frames import TCP, tcp
+from tests.segments import offload, payload_of, plain, start_of
 from tests.ways import FRAMES
 
 
@@ -93,7 +95,7 @@ class Owner:
     def __init__(self, *pending: Pending) -> None:
         self.pending = list(pending)
         self.acknowledgements: list[tuple[int, dict[str, Any]]] = []
-        self.spent_bytes = 0.0
+        self.spent_bytes, self.further_packets = 0.0, 0
         self.names = ("eth0", "eth1")
 
     def hello(self) -> Any:
@@ -109,9 +111,10 @@ class Owner:
         """No cap."""
         return inf
 
-    def spent(self, wire_bytes: float) -> None:
+    def spent(self, wire_bytes: float, further_packets: int = 0) -> None:
         """Remember."""
         self.spent_bytes += wire_bytes
+        self.further_packets += further_packets
 
     def acknowledged(self, sequence: int, collector_id: str, notes: dict[str, Any]) -> None:
         """Remember."""
@@ -121,12 +124,14 @@ class Owner:
         return lambda *_: None
 
 
-def block(interface: int, sequence: int, *frames: tuple[bytes, int], stale: int = 0) -> Pending:
+def block(
+    interface: int, sequence: int, *frames: tuple[bytes, int], stale: int = 0, virtio: Virtio = NO_OFFLOAD
+) -> Pending:
     """A BLOCK of these (frame, packet type)."""
     memory = bytearray(1 << 16)
     writer = BlockWriter(memory, 24)
     for frame, kind in frames:
-        writer.add(frame, 1_000_000_000, packet_type=kind, virtio=VIRTIO.pack(*NO_OFFLOAD))
+        writer.add(frame, 1_000_000_000, packet_type=kind, virtio=VIRTIO.pack(*virtio))
     for _ in range(stale):
         writer.add(b"old", 1_000_000_000, status=0)
     about = {"interface": interface, "sequence": sequence, "records": writer.count, "flags": 0}
@@ -153,6 +158,22 @@ def test_keys_follow_interface_and_direction() -> None:
     assert owner.acknowledgements == [(3, {"unsupported_gso": {"1": 2}, "lost_on_link": {}})]
     assert owner.spent_bytes == 4 * (len(FRAMES[0]) + 8 + 42)
     assert link.state.sent_bytes == 4 * len(FRAMES[0])
+
+
+@pytest.mark.parametrize("mode, further", [("balance", 2), ("replicate", 5)])
+def test_each_packet_on_the_wire_is_told(mode: str, further: int) -> None:
+    """A super-packet leaves as three frames, of copies to two sensors twice: all but the record's own count, too."""
+    frame, virtio = plain(TCP, 4, tcp(payload_of(3000))), offload(TCP, 4, 1000, start_of(4))
+    owner, loop = Owner(block(0, 1, (frame, PACKET_HOST), virtio=virtio)), Loop()
+    with receiver() as one, receiver() as other:
+        endpoints = [Endpoint("vxlan", *sensor.getsockname(), key=1) for sensor in (one, other)]
+        link = DirectLink(endpoints, owner, loop, mode=mode)  # type: ignore[arg-type]
+        link.tick(0.0)
+        link.pump(0.0)
+        link.close()
+    loop.close()
+
+    assert owner.further_packets == further
 
 
 def test_a_full_socket_is_tried_again_in_the_turn_alone() -> None:

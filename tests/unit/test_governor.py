@@ -231,7 +231,7 @@ def test_a_cheap_tap_need_not_yield() -> None:
 @pytest.mark.parametrize(
     "floor, is_kept",
     [
-        ("never below headers", lambda one: one.sample == 1 and not one.paused),
+        ("never below headers", lambda one: one.sample == one.heavy_fraction == 1 and not one.paused),
         ("never sample", lambda one: one.sample == 1 or one.is_probe),
         ("never slice", lambda one: one.slice == "full" and not one.heavy),
     ],

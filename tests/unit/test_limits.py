@@ -4,8 +4,11 @@ from math import inf
 
 import pytest
 
+from guestagent.config import RunConfig
+from guestagent.endpoint import Endpoint
 from guestagent.governor.limits import DEFAULT_ORDER, FLOORS, Budgets, Limits, budgets_for, shedding_order
 from guestagent.governor.reason import kept
+from guestagent.steering import budgets_of
 
 BASE = Limits()
 
@@ -16,6 +19,25 @@ def test_default_budgets_follow_the_link() -> None:
     assert budgets_for(0) == Budgets(5.0, 25e6, inf, yields=True)
     assert budgets_for(10_000, full=True) == Budgets(inf, inf, inf, yields=False, follows_collector=False)
     assert budgets_for(0, full=True, cpu_percent=10.0) == Budgets(10.0, inf, inf, False, follows_collector=False)
+
+
+@pytest.mark.parametrize(
+    "scheme, rate, full, bytes_per_second",
+    [
+        ("tcp", None, False, 1_514_000),
+        ("tcp", 1e6, False, 1e6),
+        ("vxlan", 1e9, True, 1_514_000),
+        ("dir", None, False, inf),
+    ],
+)
+def test_a_cap_on_packets_bounds_what_carries_them(
+    scheme: str, rate: float | None, full: bool, bytes_per_second: float
+) -> None:
+    """A thousand packets/s on the wire have room for 1.5 MB/s, however few the records; a directory is no wire."""
+    to = (Endpoint(scheme, "10.0.0.1", 4795, path="captures"),)
+    budgets = budgets_of(RunConfig(to=to, packets=1000.0, rate=rate, full=full), 0)
+
+    assert (budgets.packets_per_second, budgets.bytes_per_second) == (1000.0, bytes_per_second)
 
 
 def test_equal_filters_need_no_swap() -> None:
