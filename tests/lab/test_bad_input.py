@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -128,6 +129,23 @@ def test_a_full_disk_loses_nothing(rig: Rig, pair: tuple[Host, Host]) -> None:
     rig.captures = disk
     assert_ledger_closes(ledger, report)
     assert sorted(peer.call(lambda: udp_indexes(rig.frames(), 9000, 1000))) == list(range(8000))
+
+
+@pytest.mark.root
+def test_a_full_disk_that_breaks_ends_the_run_with_its_ledger(rig: Rig, pair: tuple[Host, Host]) -> None:
+    """A disk below `dir:` that is full and then gives an error ends the run: one sentence, exit code 1, a ledger."""
+    vm, _ = pair
+    disk = rig.directory / "disk"
+    disk.mkdir()
+    vm.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)])  # in the host's own mount namespace
+    agent = rig.agent(vm, to=f"dir:{disk}")
+    vm.call(udp_send, "10.9.0.1", 9000, 1500, 10_000, 900)
+    wait_for(lambda: "No space left" in agent.log_text(), "the disk to be full")
+    resource.prlimit(agent.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    ledger = agent.ended(code=1)
+    assert "guestagent: the capture can't be written: File too large; it ends here" in agent.log_text()
+    assert 0 < ledger["delivered"] < ledger["captured"]
+    assert ledger["lost_on_link"] > 0
 
 
 def _hello(agent_id: str = "stranger") -> dict[str, object]:
