@@ -1,7 +1,7 @@
 """Does the tap hurt the application? `python -m tests.bench.harm`; as root, nothing left behind.
 
 make bench-harm                                    into docs/bench; three quarters of an hour
-make bench-harm ARGS=--promises                    into docs/bench; what the design promises, longer cells; an hour
+make bench-harm ARGS=--promises                    into docs/bench; what the design promises, longer cells; as long
 make bench-harm ARGS=--quick                       a look in three minutes, printed only
 make bench-harm ARGS=--gate                        for CI: short, fails only far from the design's promises
 make bench-harm ARGS=--windows                     the CPU of windows of 5 s, beside off alone; printed only; 6 minutes
@@ -94,7 +94,7 @@ def _flags() -> argparse.Namespace:
         ("quick", "a look in three minutes; printed, not written"),
         ("gate", "short; exit code 1 only far from the promises"),
         ("windows", "paced loads in cells of 5 s; printed, not written"),
-        ("promises", "what the design promises, 15 pairs in cells of 10 s; an hour"),
+        ("promises", "what the design promises, 15 pairs in cells of 10 s; 50 minutes"),
     ):
         kinds.add_argument(f"--{word}", dest="kind", action="store_const", const=word, help=told)
     parser.set_defaults(kind="whole")
