@@ -149,8 +149,9 @@ def keys(value: Any, where: str) -> dict[str, int]:
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: {value!r} must be a table of numbers by interface and direction")
     for name, number in value.items():
-        interface, *direction = name.split()
-        if len(direction) > 1 or (direction and (direction[0] not in DIRECTIONS or interface in DIRECTIONS)):
+        interface, *direction = name.split() or [""]
+        is_pair = len(direction) == 1 and direction[0] in DIRECTIONS and interface not in DIRECTIONS
+        if not interface or (direction and not is_pair):
             raise ConfigError(f'{where}: {name!r} must be an interface, "in" or "out", or both as in "eth0 out"')
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 1 << 32:
             raise ConfigError(f"{where}.{name}: {number!r} must be a whole number from 0 to 4294967295")

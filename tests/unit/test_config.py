@@ -145,6 +145,7 @@ BAD_FILES = [
     ("keys = 5", "keys: 5 must be a table"),
     ("[keys]\n'eth0 up' = 5", "keys: 'eth0 up' must be an interface"),
     ("[keys]\n'in out' = 5", "keys: 'in out' must be an interface"),
+    ("[keys]\n'' = 5", "keys: '' must be an interface"),
     ("[keys]\neth0 = -1", "keys.eth0: -1 must be a whole number"),
     ("[keys]\neth0 = true", "keys.eth0: True must be a whole number"),
     ("[keys]\neth0 = 5", "keys: only tunnels have keys"),
