@@ -113,9 +113,7 @@ def test_two_collectors_do_not_share_a_directory(rig: Rig, pair: tuple[Host, Hos
 def test_a_full_disk_loses_nothing(rig: Rig, pair: tuple[Host, Host]) -> None:
     """While the collector's disk is full nothing is acknowledged and the agent says why; then everything is written."""
     vm, peer = pair
-    disk = rig.directory / "disk"
-    disk.mkdir()
-    peer.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(disk)])  # in the host's own mount namespace
+    disk = _disk(rig, peer, 3)
     collector, agent = rig.collect(peer, write=str(disk)), rig.agent(vm)
     sink = peer.start(udp_sink, 9000)
     peer.wait_for_port(9000)
@@ -135,9 +133,7 @@ def test_a_full_disk_loses_nothing(rig: Rig, pair: tuple[Host, Host]) -> None:
 def test_a_full_disk_that_breaks_ends_the_run_with_its_ledger(rig: Rig, pair: tuple[Host, Host]) -> None:
     """A disk below `dir:` that is full and then gives an error ends the run: one sentence, exit code 1, a ledger."""
     vm, _ = pair
-    disk = rig.directory / "disk"
-    disk.mkdir()
-    vm.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)])  # in the host's own mount namespace
+    disk = _disk(rig, vm, 1)
     agent = rig.agent(vm, to=f"dir:{disk}")
     vm.call(udp_send, "10.9.0.1", 9000, 1500, 10_000, 900)
     wait_for(lambda: "No space left" in agent.log_text(), "the disk to be full")
@@ -146,6 +142,14 @@ def test_a_full_disk_that_breaks_ends_the_run_with_its_ledger(rig: Rig, pair: tu
     assert "guestagent: the capture can't be written: File too large; it ends here" in agent.log_text()
     assert 0 < ledger["delivered"] < ledger["captured"]
     assert ledger["lost_on_link"] > 0
+
+
+def _disk(rig: Rig, host: Host, megabytes: int) -> Path:
+    """A small one, in the host's own mount namespace."""
+    disk = rig.directory / "disk"
+    disk.mkdir()
+    host.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", str(disk)])
+    return disk
 
 
 def _hello(agent_id: str = "stranger") -> dict[str, object]:

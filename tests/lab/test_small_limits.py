@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import resource
 import signal
 import socket
@@ -17,7 +16,6 @@ import pytest
 
 from guestagent.lab.hosts import Host
 from guestagent.lab.packets import udp_send
-from guestagent.standback import SLICE_NS
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Kind
 from guestagent.tapstream.hello import encode_agent_hello
@@ -26,7 +24,6 @@ from tests.lab.rig import COLLECTOR, PORT, Rig, assert_ledger_closes, frames_of,
 
 MB = 1 << 20
 NOBODY = 65534
-NICE_FIELD, POLICY_FIELD = 16, 38
 GUESTAGENT = [sys.executable, "-m", "guestagent"]
 VERBS = {
     "run": ["run", "-i", "eth0", "--to", "dir:captures", "--duration", "0.1"],
@@ -285,18 +282,3 @@ def cpu_seconds(pid: int) -> float:
 def stat_fields(pid: int) -> list[str]:
     """/proc/PID/stat behind the name, from its third field on (proc(5))."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-
-
-@pytest.mark.parametrize("given, kept", [(0, 10), (5, 10), (15, 15)])
-def test_the_application_goes_first(pair: tuple[Host, Host], tmp_path: Path, given: int, kept: int) -> None:
-    """The agent is at nice 10, SCHED_BATCH, its slice is 10 ms; a higher niceness that it was started with stays."""
-    environment = {**os.environ, "RUNTIME_DIRECTORY": str(tmp_path / "run")}
-    command = ["nice", "-n", str(given), *GUESTAGENT, "run", "-i", "eth0", "--to", "dir:captures"]
-    process = pair[0].popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
-    wait_for(lambda: list(tmp_path.glob("captures/*/*.pcapng")), "the capture file")
-    fields = stat_fields(process.pid)
-    assert (int(fields[NICE_FIELD]), int(fields[POLICY_FIELD])) == (kept, os.SCHED_BATCH)
-    slices = re.findall(r"se\.slice +: +(\d+)", Path(f"/proc/{process.pid}/sched").read_text())
-    assert slices in ([str(SLICE_NS)], [])  # kernels before 6.12 have none to choose
-    process.terminate()
-    assert process.wait(5) == 0

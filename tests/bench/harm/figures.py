@@ -118,7 +118,7 @@ class Table:
 
     def windows(self, tap: str, load: str) -> list[float]:
         """CPU added in each cell that is as long as the design's window."""
-        found = [one for one in self.cells(tap, load) if one.seconds >= WINDOW_SECONDS]
+        found = [one for one in self.cells(tap, load) if WINDOW_SECONDS <= one.seconds < 2 * WINDOW_SECONDS]
         return [added(one, self._cells[OFF, load, one.round]) for one in found]
 
     def pairs(self) -> int:
