@@ -56,6 +56,8 @@ class Bound(NamedTuple):
     """What less severe limits may cost, to be given back."""
     whole: Cost
     """What a full copy may cost, to be given back, if the last one was not taken again."""
+    grant: Cost
+    """What it allows who owes nothing: flows are weighed against this. In debt hardly any flow would be ordinary."""
 
 
 class Overheads(NamedTuple):
@@ -98,11 +100,12 @@ class Account:
     def _bound(self, aim: float, order: Sequence[Rung]) -> Bound:
         tolerated = max(TOLERANCE * aim, aim + self.balance_seconds / BURST_SECONDS)
         target = Cost(aim, AIM * OWN_CORES, inf, inf)
-        return _bound("cpu", Cost(tolerated, OWN_CORES, inf, inf), target, order)
+        grant = target._replace(cpu=AIM * self.budget_cores)
+        return _bound("cpu", Cost(tolerated, OWN_CORES, inf, inf), target, order, grant)
 
 
-def _bound(cause: str, tolerated: Cost, aim: Cost, order: Sequence[Rung]) -> Bound:
-    return Bound(cause, tolerated, aim, order, aim.times(GIVE_BACK), aim.times(GIVE_BACK_WHOLE))
+def _bound(cause: str, tolerated: Cost, aim: Cost, order: Sequence[Rung], grant: Cost) -> Bound:
+    return Bound(cause, tolerated, aim, order, aim.times(GIVE_BACK), aim.times(GIVE_BACK_WHOLE), grant)
 
 
 class Bounds:
@@ -122,12 +125,12 @@ class Bounds:
         pace = self._back_pressure.step(now, counters) if self._budgets.follows_collector else inf
         if pace < inf:
             cap = Cost(inf, inf, pace, inf)
-            found.append(_bound("collector", cap, cap, self._order))
+            found.append(_bound("collector", cap, cap, self._order, cap))
         if self._budgets.yields and (pressure := self._yielding.step(now, usage)):
             cores = min(self.account.budget_cores, DEFAULT_CPU_PERCENT / 100 * self._cores)
             cap = Cost(overheads.idle_cores + YIELD_SHARE * cores, inf, YIELD_SHARE * rate, inf)
             gentle = tuple(rung for rung in self._order if rung not in (Rung.SAMPLE, Rung.PAUSE))
-            found.append(_bound(pressure, cap, cap, gentle))
+            found.append(_bound(pressure, cap, cap, gentle, cap))
         return found
 
     def _caps(self, counters: Counters, record_bytes: float) -> Bound:
@@ -146,4 +149,5 @@ class Bounds:
             self._order,
             aim.times(GIVE_BACK_TO_CAP),
             aim.times(GIVE_BACK_WHOLE_TO_CAP),
+            cap,
         )

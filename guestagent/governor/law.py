@@ -172,9 +172,7 @@ class Governor:
         self._decide(now, forecast, bounds)
         self.limits = self._probe(now, forecast) or self._steady
         has_moved = self._steady.selection != steady
-        self._pace.ticked(
-            now, counters.ring_fill, self._state(), self.model, has_moved=has_moved, spent_cores=self.spent_cores
-        )
+        self._pace.ticked(now, counters.ring_fill, self._state(), self.model, has_moved=has_moved)
         return self.limits
 
     def _state(self) -> State:
@@ -203,7 +201,7 @@ class Governor:
         wanted, cause = self._steady, ""
         for one in bounds:
             if not (forecast.cost(wanted).fits(one.tolerated) and forecast.is_thin_enough(wanted, one.aim)):
-                wanted = combined(wanted, shed(forecast, one.aim, self._base, one.order))
+                wanted = combined(wanted, shed(forecast, one.aim, self._base, one.order, one.grant))
                 cause = one.cause
         wanted = self._confirmed(now, wanted)
         if wanted.selection != self._steady.selection:
@@ -238,7 +236,7 @@ class Governor:
         is_trusted = self._hold_seconds == HOLD_SECONDS
         if not (is_trusted and all(full.fits(one.whole) for one in bounds)):
             for one in bounds:
-                better = combined(better, shed(forecast, one.better, self._base, one.order))
+                better = combined(better, shed(forecast, one.better, self._base, one.order, one.grant))
         if self._severity(better) >= self._severity(self._steady):
             self._better = None
             return self._steady

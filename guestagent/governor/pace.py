@@ -15,8 +15,8 @@ TICK_SECONDS = 0.1
 LEAST_TICK_SECONDS = 0.02
 """A shorter look has too few packets to judge by."""
 STEADY_TICK_SECONDS, STEADY_AFTER_SECONDS = 0.2, 1.0
-REST_TICK_SECONDS, REST_SHARE = 0.25, 0.25
-"""Who takes less than this share of the budget, and sheds nothing, is asked less often."""
+REST_TICK_SECONDS = 0.25
+"""While nothing is shed: a load that takes more than four tenths of the budget brings each tick forward by itself."""
 PROBE_SECONDS = 0.05
 CROWDED_FILL, CROWDED_TICK_SECONDS = 0.125, 0.005
 """An eighth of the ring has packets enough to judge by, however short the look; 17 Gbit/s fill the rest in 25 ms."""
@@ -100,10 +100,8 @@ class Pace:
         self._ticked_at, self._ring_fill = now, ring_fill
         self.due_at = now + TICK_SECONDS
 
-    def ticked(
-        self, now: float, ring_fill: float, state: State, model: CostModel, *, has_moved: bool, spent_cores: float
-    ) -> None:
-        """A tick is over; whether other limits are in force now, and what was spent until it."""
+    def ticked(self, now: float, ring_fill: float, state: State, model: CostModel, *, has_moved: bool) -> None:
+        """A tick is over; whether other limits are in force now."""
         if self._state is not State.PROBING:
             self._usual_cores = model.price(self._records, self._bytes) / (now - self._ticked_at)
         self._records = self._bytes = 0
@@ -111,17 +109,17 @@ class Pace:
         self._ticked_at, self._ring_fill, self._state = now, ring_fill, state
         if has_moved:
             self._moved_at = now
-        self.due_at = now + self._wait_seconds(now, spent_cores)
+        self.due_at = now + self._wait_seconds(now)
 
-    def _wait_seconds(self, now: float, spent_cores: float) -> float:
+    def _wait_seconds(self, now: float) -> float:
         match self._state:
             case State.DOUBTING:
                 return LEAST_TICK_SECONDS
             case State.PROBING:
                 return PROBE_SECONDS
-            case State.WHOLE:
-                return REST_TICK_SECONDS if spent_cores < REST_SHARE * self._budget_cores else TICK_SECONDS
-        return STEADY_TICK_SECONDS if self._is_steady(now) else TICK_SECONDS
+        if not self._is_steady(now):
+            return TICK_SECONDS
+        return REST_TICK_SECONDS if self._state is State.WHOLE else STEADY_TICK_SECONDS
 
     def _is_steady(self, now: float) -> bool:
         return now - self._moved_at >= STEADY_AFTER_SECONDS

@@ -141,11 +141,14 @@ class Forecast:
         return [(flow, self._model.cost(rates, 1.0, self._base.slice)) for flow, rates in self._demand.flows]
 
 
-def shed(forecast: Forecast, bound: Cost, base: Limits, order: Sequence[Rung]) -> Limits:
-    """The most faithful limits within the bound; the last rung's least where none is."""
+def shed(forecast: Forecast, bound: Cost, base: Limits, order: Sequence[Rung], grant: Cost) -> Limits:
+    """The most faithful limits within the bound; the last rung's least where none is.
+
+    `grant` is the bound without what is owed at the moment: flows are weighed against this.
+    """
     if forecast.cost(base).fits(bound):
         return base
-    walk = _Walk(forecast, bound, base)
+    walk = _Walk(forecast, bound, base, forecast.heavy(grant))
     for rung in order:
         if walk.try_rung(rung):
             break
@@ -155,9 +158,8 @@ def shed(forecast: Forecast, bound: Cost, base: Limits, order: Sequence[Rung]) -
 class _Walk:
     """The limits on the way down, and what each rung does to them."""
 
-    def __init__(self, forecast: Forecast, bound: Cost, base: Limits) -> None:
-        self._forecast, self._bound, self._base = forecast, bound, base
-        self._heavy = forecast.heavy(bound)
+    def __init__(self, forecast: Forecast, bound: Cost, base: Limits, heavy: tuple[int, ...]) -> None:
+        self._forecast, self._bound, self._base, self._heavy = forecast, bound, base, heavy
         self.limits = base
 
     def try_rung(self, rung: Rung) -> bool:

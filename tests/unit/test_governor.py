@@ -78,6 +78,20 @@ def test_ordinary_flows_do_not_pay_for_an_elephants_rejection(cores: int, flood:
     assert trace.whole_from() <= 22
 
 
+def test_an_agent_in_debt_takes_no_ordinary_flow_for_heavy() -> None:
+    """On one core whose interrupts are charged to us we owe all the time: no small flow is thinned for that.
+
+    Named heavy, they would change places in each tick, and each swap of the filter would add to the debt.
+    """
+    talkers = [Flows(200 + i, 1, 250, 200) for i in range(16)]
+    bulk = Flows(21, 1, 11e9 / 8 / 32_000, 32_000, outgoing=0.3)
+    trace = simulate(always(bulk, *talkers), Machine(cores=1, own_tick=6))
+
+    assert {key for one in trace.between(2, 20) for key in one.heavy} == set(bulk.keys)
+    assert trace.swaps <= 60  # a probe is two; with talkers taken for heavy it was 149
+    assert trace.worst_percent(1) <= 5.5
+
+
 def test_a_thinned_flow_that_grows_is_thinned_anew() -> None:
     """Two and a half times as many packets, and about as many are kept of them, though the budget had room for more."""
     trace = simulate(lambda now: [(MICE, 1.0), (FLOOD, 0.4 if now < 6 else 1.0)], Machine(), seconds=14)

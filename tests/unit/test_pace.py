@@ -30,27 +30,27 @@ DEAR_RECORDS = next(n for n in range(10**6) if MODEL.price(n, 200 * n) > BUDGET_
 """Of 200 bytes, a tick's share of the budget."""
 
 
-def paced(state: State, *, moved: bool = False, spent: float = BUDGET_CORES, usual: int = 0) -> Pace:
+def paced(state: State, *, moved: bool = False, usual: int = 0) -> Pace:
     """After a tick at 10 s, and one before it in which so many records came in a tick's time."""
     pace = Pace(Budgets(bytes_per_second=inf), BUDGET_CORES, 0.0)
     pace.begin(10.0 - TICK_SECONDS, 0.0)
     if usual:
         pace.arrived(usual, 200 * usual, MODEL)
-    pace.ticked(10.0, 0.0, state, MODEL, has_moved=moved, spent_cores=spent)
+    pace.ticked(10.0, 0.0, state, MODEL, has_moved=moved)
     return pace
 
 
 @pytest.mark.parametrize(
     "pace, seconds",
     [
-        (paced(State.WHOLE), TICK_SECONDS),
-        (paced(State.WHOLE, spent=0.1 * BUDGET_CORES), REST_TICK_SECONDS),
+        (paced(State.WHOLE, moved=True), TICK_SECONDS),
+        (paced(State.WHOLE), REST_TICK_SECONDS),
         (paced(State.SHEDDING, moved=True), TICK_SECONDS),
         (paced(State.SHEDDING), STEADY_TICK_SECONDS),
         (paced(State.DOUBTING), LEAST_TICK_SECONDS),
         (paced(State.PROBING), PROBE_SECONDS),
     ],
-    ids=["whole", "cheap", "moving", "steady", "doubting", "probing"],
+    ids=["given-back", "whole", "moving", "steady", "doubting", "probing"],
 )
 def test_the_less_there_is_to_decide_the_later_the_next_tick(pace: Pace, seconds: float) -> None:
     """Each state has its wait."""

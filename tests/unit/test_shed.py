@@ -36,7 +36,7 @@ ORDERS = st.sampled_from([shedding_order(floors=[floor]) for floor in FLOORS]) |
 def test_limits_fit_or_lie_at_the_floor(demand: Demand, bound: Cost, order: list[Rung]) -> None:
     """What the ladder answers costs no more than the bound, unless each of its rungs is used as far as it helps."""
     forecast = Forecast(demand, CostModel(), BASE)
-    limits = shed(forecast, bound, BASE, order)
+    limits = shed(forecast, bound, BASE, order, bound)
     cost = forecast.cost(limits)
     fits = all(part <= limit * 1.001 + 1e-9 for part, limit in zip(cost, bound, strict=True))
     deepest = limits._replace(
@@ -66,8 +66,9 @@ def test_the_whole_costs_what_its_parts_cost(demand: Demand, keep: float, thin: 
 def test_a_wider_bound_is_never_less_faithful(demand: Demand, bound: Cost) -> None:
     """With twice the room the ladder stops no further down."""
     forecast = Forecast(demand, CostModel(), BASE)
-    narrow = shed(forecast, bound, BASE, DEFAULT_ORDER)
-    wide = shed(forecast, Cost(*(part * 2 for part in bound)), BASE, DEFAULT_ORDER)
+    twice = bound.times(2)
+    narrow = shed(forecast, bound, BASE, DEFAULT_ORDER, bound)
+    wide = shed(forecast, twice, BASE, DEFAULT_ORDER, twice)
 
     assert severity(wide, BASE, DEFAULT_ORDER)[0] <= severity(narrow, BASE, DEFAULT_ORDER)[0]
 
@@ -76,7 +77,7 @@ def test_a_wider_bound_is_never_less_faithful(demand: Demand, bound: Cost) -> No
 def test_a_sample_of_heavy_flows_is_cheap(demand: Demand, bound: Cost, order: list[Rung]) -> None:
     """Where only a fraction of them is kept, that takes a tenth of the bound at most, whatever room there is."""
     forecast = Forecast(demand, CostModel(), BASE)
-    limits = shed(forecast, bound, BASE, order)
+    limits = shed(forecast, bound, BASE, order, bound)
     if not limits.heavy or limits.heavy_fraction in (1, LEAST_HEAVY_FRACTION):
         return
     rejected = forecast.cost(limits._replace(heavy_fraction=LEAST_HEAVY_FRACTION))
@@ -88,7 +89,8 @@ def test_the_fewest_heavy_flows_suffer() -> None:
     """Beside a flood, a download that is heavy, too, is left whole; so are mice."""
     flood, download = Rates(0.0, 160_000.0, 1e7, 1e7), Rates(3000.0, 0.0, 4.5e6, 4.5e6)
     demand = Demand(((7, flood), (8, download)), Rates(1000.0, 1000.0, 8e5, 8e5))
-    limits = shed(Forecast(demand, CostModel(), BASE), Cost(0.12, 0.7, inf, inf), BASE, DEFAULT_ORDER)
+    bound = Cost(0.12, 0.7, inf, inf)
+    limits = shed(Forecast(demand, CostModel(), BASE), bound, BASE, DEFAULT_ORDER, bound)
 
     assert limits.heavy == (7,)
     assert LEAST_HEAVY_FRACTION <= limits.heavy_fraction < 1
@@ -98,7 +100,8 @@ def test_the_fewest_heavy_flows_suffer() -> None:
 def test_bulk_is_cut_before_it_is_thinned() -> None:
     """Headers of each super-packet of a bulk transfer are cheap enough to keep all of them."""
     demand = Demand(((7, Rates(0.0, 23_000.0, 1.5e9, 1.5e9)),), Rates(1000.0, 1000.0, 8e5, 8e5))
-    limits = shed(Forecast(demand, CostModel(), BASE), Cost(0.1, 0.7, inf, inf), BASE, DEFAULT_ORDER)
+    bound = Cost(0.1, 0.7, inf, inf)
+    limits = shed(Forecast(demand, CostModel(), BASE), bound, BASE, DEFAULT_ORDER, bound)
 
     assert (limits.heavy, limits.heavy_fraction, limits.slice) == ((7,), 1.0, "full")
 
