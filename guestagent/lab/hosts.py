@@ -64,6 +64,8 @@ class Host:
     def __init__(self, name: str) -> None:
         self.name = name
         self.namespaces = Namespaces.create()
+        self.cpus: frozenset[int] = frozenset()
+        """The processors of what is started from here on; empty: all."""
         self._children: list[Child] = []
         self._closed = False
 
@@ -136,11 +138,13 @@ class Host:
     def _entrance(self) -> Callable[[], None]:
         """What a fresh child does first: tie its life to ours, then move inside; system calls alone, so no lock of
         another thread can be in its way."""
-        parent, namespaces = os.getpid(), self.namespaces
+        parent, namespaces, cpus = os.getpid(), self.namespaces, self.cpus
 
         def enter() -> None:
             die_with_parent(parent)
             namespaces.enter()
+            if cpus:
+                os.sched_setaffinity(0, cpus)
 
         return enter
 

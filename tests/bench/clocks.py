@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from tests.bench.group import reader
@@ -17,7 +18,7 @@ _ETH_P_ALL = "0003"
 
 
 class BusyClock:
-    """CPU seconds that this machine has worked since it was made: user, nice, system, irq and softirq together.
+    """CPU seconds that processors (none given: all) have worked since it was made: user, nice, system, irq, softirq.
 
     Of each processor, what is not idle (nor waiting, nor stolen). The kernel measures idle time to the nanosecond where
     the tick stops in idle, while user, system and softirq are sampled 100 to 1000 times a second: a sum of those misses
@@ -25,13 +26,14 @@ class BusyClock:
     seconds, which would make it look busy: where less than LEAST_ACCOUNTED of the time is told of, the sum is taken.
     """
 
-    def __init__(self) -> None:
-        self._start, self._before = time.monotonic(), _processors()
+    def __init__(self, cpus: Collection[int] = ()) -> None:
+        self._cpus, self._start = cpus, time.monotonic()
+        self._before = _processors(cpus)
 
     def seconds(self) -> float:
         """Until now."""
         wall = time.monotonic() - self._start
-        return sum(_busy(wall, then, now) for then, now in zip(self._before, _processors(), strict=True))
+        return sum(_busy(wall, then, now) for then, now in zip(self._before, _processors(self._cpus), strict=True))
 
 
 class WorkClock:
@@ -59,10 +61,10 @@ def softirq_threads() -> list[int]:
     return [int(place.name) for place, name in names if name.startswith("ksoftirqd/")]
 
 
-def _processors() -> list[tuple[float, float]]:
-    """(worked, idle) seconds of each processor, as /proc/stat tells them."""
+def _processors(cpus: Collection[int]) -> list[tuple[float, float]]:
+    """(worked, idle) seconds of each of these processors, none given: of all, as /proc/stat tells them."""
     rows = [line.split() for line in Path("/proc/stat").read_text().splitlines() if re.match(r"cpu\d", line)]
-    told = [[int(word) / _TICKS_PER_SECOND for word in row[1:9]] for row in rows]
+    told = [[int(word) / _TICKS_PER_SECOND for word in row[1:9]] for row in rows if not cpus or int(row[0][3:]) in cpus]
     idle = [sum(row[at] for at in (_IDLE, _IOWAIT, _STEAL)) for row in told]
     return [(sum(row) - rest, rest) for row, rest in zip(told, idle, strict=True)]
 

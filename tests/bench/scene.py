@@ -17,6 +17,7 @@ from pathlib import Path
 from guestagent.lab.batches import BatchSender
 from guestagent.lab.hosts import Counters, Lab
 from guestagent.lab.traffic import ping
+from tests.bench.cores import Cores
 
 VM, PEER, COLLECTOR = "10.9.0.1", "10.9.0.2", "10.9.0.3"
 UDP_PORT = 9000
@@ -33,9 +34,12 @@ _IPERF_GRACE_SECONDS = 20.0
 class Scene:
     """The hosts of one lab, and the servers that every load needs."""
 
-    def __init__(self, lab: Lab, *, offloads: bool) -> None:
+    def __init__(self, lab: Lab, *, offloads: bool, cores: Cores | None = None) -> None:
         self.vm, self.peer, self.collector = (lab.host(name) for name in ("vm", "peer", "collector"))
-        lab.bridge(self.vm, self.peer, self.collector, offloads=offloads).call(pass_unfiltered)
+        switch = lab.bridge(self.vm, self.peer, self.collector, offloads=offloads)
+        switch.call(pass_unfiltered)
+        if cores:
+            cores.place(self.vm, switch, "port1", (self.peer, self.collector))
         self.interface_index = self.vm.call(socket.if_nametoindex, "eth0")
         for host in (self.vm, self.peer):
             host.start(drain_datagrams)

@@ -15,9 +15,6 @@ LEAST_IDLE = 0.2
 """Below this share of idle time without a tap, what a tap adds is taken from the application and not from idling: CPU
 added can't be told by subtraction."""
 
-WINDOW_SECONDS = 5
-"""The CPU budget is promised in every window of this length."""
-
 Metric = Callable[[Cell, Cell], float]
 """Of a cell and the "off" of its pair."""
 
@@ -48,18 +45,18 @@ def p999(cell: Cell, off: Cell) -> float:
 
 
 def busy(cell: Cell, _off: Cell) -> float:
-    """Percent of the machine that works, sensors left out."""
-    return 100 * (cell.worked.busy_seconds - cell.worked.sensor_seconds) / cell.machine_seconds
+    """Percent of the VM that works."""
+    return 100 * cell.worked.busy_seconds / cell.vm_seconds
 
 
 def added(cell: Cell, off: Cell) -> float:
-    """Percent of the machine that the tap adds: its processes and all that the kernel does for it."""
+    """Percent of the VM that the tap adds: its processes and all that the kernel does for it."""
     return busy(cell, cell) - busy(off, off)
 
 
 def own(cell: Cell, _off: Cell) -> float:
-    """Percent of the machine in the tap's processes."""
-    return 100 * cell.worked.tap_seconds / cell.machine_seconds
+    """Percent of the VM in the tap's processes."""
+    return 100 * cell.worked.tap_seconds / cell.vm_seconds
 
 
 def copied_packets(cell: Cell, _off: Cell) -> float:
@@ -115,11 +112,6 @@ class Table:
         """Over the pairs of several loads, as if they were one."""
         cells = [one for load in loads for one in self.cells(tap, load.name)]
         return figure([metric(one, self._cells[OFF, one.load, one.round]) for one in cells])
-
-    def windows(self, tap: str, load: str) -> list[float]:
-        """CPU added in each cell that is as long as the design's window."""
-        found = [one for one in self.cells(tap, load) if WINDOW_SECONDS <= one.seconds < 2 * WINDOW_SECONDS]
-        return [added(one, self._cells[OFF, load, one.round]) for one in found]
 
     def pairs(self) -> int:
         """How many each figure rests on."""
@@ -179,9 +171,6 @@ def promises(table: Table) -> list[Promise]:
             found.append(Promise(f"{load.name}: own process, % of the VM", about(own), 5, None))
         elif not load.is_flat_out and table.has_idle(load.name):
             found.append(Promise(f"{load.name}: CPU added, % of the VM", about(added), 5.5, 1.3 * 5.5))
-            if windows := table.windows(BUDGET, load.name):
-                name = f"{load.name}: CPU added, worst of {len(windows)} windows of {WINDOW_SECONDS} s, % of the VM"
-                found.append(Promise(name, Figure(max(windows), min(windows), max(windows)), 5.5, None))
         if load.is_moderate:
             found.append(Promise(f"{load.name}: p99, times that without a tap", about(p99), 1.05, 1.3))
     if found and (moderate := [load for load in table.loads if load.is_moderate]):

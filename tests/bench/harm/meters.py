@@ -1,11 +1,11 @@
-"""What one cell is judged by: the CPU of machine, sensor and tap, and packets and bytes where they pass."""
+"""What one cell is judged by: the CPU of the VM and of the tap in it, and packets and bytes where they pass."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from guestagent.errors import RunError
-from tests.bench.clocks import WorkClock, process_seconds
+from tests.bench.clocks import BusyClock, process_seconds
 from tests.bench.harm.taps import Running
 from tests.bench.rounds import SETTLE_SECONDS
 from tests.bench.scene import Scene
@@ -16,9 +16,7 @@ class Worked:
     """CPU seconds."""
 
     busy_seconds: float
-    """Of everyone."""
-    sensor_seconds: float
-    """Of them in the sensor's processes, which in life are on another machine."""
+    """Of the VM."""
     tap_seconds: float
     """Of them in the tap's own processes."""
 
@@ -43,15 +41,13 @@ class Meters:
 
     def __init__(self, scene: Scene, running: Running) -> None:
         self._scene, self._running = scene, running
-        self._sensors = scene.collector.namespaces.inhabitants()
         self._counted = self._count()
-        self._busy, self._processes = WorkClock(), self._read_processes()
+        self._busy, self._before = BusyClock(scene.vm.cpus), _cpu_seconds(running.pids)
 
     def worked(self) -> Worked:
         """Since it was made, the time included in which the last blocks retire."""
         time.sleep(SETTLE_SECONDS)
-        sensor, tap = self._read_processes()
-        return Worked(self._busy.seconds(), sensor - self._processes[0], tap - self._processes[1])
+        return Worked(self._busy.seconds(), _cpu_seconds(self._running.pids) - self._before)
 
     def counted(self) -> Counted:
         """Since it was made, once the last packet has arrived."""
@@ -77,12 +73,9 @@ class Meters:
             self._running.ring_drops(),
         )
 
-    def _read_processes(self) -> tuple[float, float]:
-        return _cpu_seconds(self._sensors), _cpu_seconds(self._running.pids)
-
 
 def _cpu_seconds(pids: Sequence[int]) -> float:
     try:
         return process_seconds(*pids)
     except OSError as error:
-        raise RunError("a process of the tap or of its sensor ended while it was measured") from error
+        raise RunError("a process of the tap ended while it was measured") from error

@@ -74,9 +74,8 @@ def _preamble(results: Results, table: Table) -> str:
         "the same load in the same round, seconds apart. "
         f"{_interval(count)}\n\n"
         "Three hosts in network namespaces on a bridge: `vm` (tapped, it runs the application's servers), `peer`, "
-        "`collector`; the copies leave through the NIC that is tapped. All three share the cores, so a tap pays here "
-        "for its sensor and for the switch too, which in life are on other machines; a sensor that is a process goes "
-        "last on them (nice 10, SCHED_BATCH). `bulk` is one TCP flow (iperf3; "
+        "`collector`; the copies leave through the NIC that is tapped. One core is the VM's, with all that it sends "
+        "and receives; peer, switch and collector have the rest. `bulk` is one TCP flow (iperf3; "
         "*in* is towards the VM), flat out or at a fraction of that; `udp` are frames of 512 bytes, half of them each "
         f"way; `ask` are requests. Beside every load {PROBE_PER_SECOND:,} requests a second go to an echo server in "
         "the VM over 16 connections, at times fixed beforehand; a latency counts from that time. *off again* is a pair "
@@ -156,10 +155,9 @@ def _cpu(table: Table) -> str:
         for load, told in zip(table.loads, off, strict=True)
     ]
     return (
-        "## CPU\n\nPercent of the whole machine: *added* / *in the tap's own processes*. Added is the time of the "
-        "bench's control group and of ksoftirqd, less the sensor's processes, less *off*: the tap's processes, the "
-        f"kernel's share, and the way of the copies through switch and collector. {_NOTHING} where *off* leaves so "
-        "little idle that it can't be told.\n\n" + rows(["load", "off", *table.taps_on], body)
+        "## CPU\n\nPercent of the VM: *added* / *in the tap's own processes*. Added is what its core works, by "
+        f"/proc/stat, less *off*: the tap's processes and the kernel's share. {_NOTHING} where *off* leaves so little "
+        "idle that it can't be told.\n\n" + rows(["load", "off", *table.taps_on], body)
     )
 
 

@@ -4,13 +4,13 @@ A pair is a tap and "off" under the same load in the same round, some seconds ap
 minute slows both. The order of the taps moves on by one from load to load and from round to round.
 """
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from guestagent.errors import GuestagentError
 from guestagent.lab.hosts import Lab
+from tests.bench.cores import one_for_the_vm
 from tests.bench.harm.book import percentile
 from tests.bench.harm.echo import ECHO_PORT, serve_echo
 from tests.bench.harm.loads import Capacity, Load, Work, calibrate
@@ -19,10 +19,9 @@ from tests.bench.harm.taps import TAPS
 from tests.bench.scene import Scene, small
 from tests.bench.taps import FOREIGN
 
-CPUS = os.cpu_count() or 1
 _FIRST_SECONDS, _FIRST_PER_SECOND = 0.1, 5_000
 """The first packets of a tap meet cold caches and slow start."""
-_CALIBRATION_SECONDS = 2.0
+CALIBRATION_SECONDS = 2.0
 WARM_SECONDS = 2.0
 """A governor has to see a load before it can know it: what is promised is promised after this."""
 
@@ -35,8 +34,8 @@ class Cell:
     load: str
     tap: str
     seconds: float
-    machine_seconds: float
-    """CPU seconds that there were: time by processors."""
+    vm_seconds: float
+    """CPU seconds that the VM had: time by its processors."""
     rate: float
     """What the application got: bits, datagrams or answers a second."""
     asked: int
@@ -74,15 +73,15 @@ def plan(rounds: int, taps: Sequence[str], loads: Sequence[Load]) -> list[Row]:
 
 
 def measure(rows: Sequence[Row], seconds: float, say: Callable[[str], None]) -> Run:
-    """All cells."""
+    """All cells; this process is moved off the VM's processor."""
     cells: list[Cell] = []
     missing: dict[str, str] = {}
     with Lab() as lab:
-        scene = Scene(lab, offloads=True)
+        scene = Scene(lab, offloads=True, cores=one_for_the_vm())
         scene.vm.start(serve_echo)
         scene.vm.wait_for_port(ECHO_PORT)
         say("what the machine gives")
-        capacity = calibrate(scene, min(seconds, _CALIBRATION_SECONDS))
+        capacity = calibrate(scene, min(seconds, CALIBRATION_SECONDS))
         for number, load, names in rows:
             say(f"round {number + 1}: {load.name}")
             for name in names:
@@ -114,7 +113,7 @@ def _cell(scene: Scene, number: int, load: Load, name: str, seconds: float, capa
         load=load.name,
         tap=name,
         seconds=took,
-        machine_seconds=took * CPUS,
+        vm_seconds=took * len(scene.vm.cpus),
         rate=outcome.rate,
         asked=len(ordered),
         answered=outcome.answers.answered,
