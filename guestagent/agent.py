@@ -45,9 +45,6 @@ log = logging.getLogger("guestagent.agent")
 
 LEDGER_SCHEMA = "guestagent.ledger/1"
 REPORT_SECONDS = 1.0
-DETECT_SECONDS = 0.25
-HELD_DETECT_SECONDS = 0.03
-"""The loop detector looks so often: one look costs about 0.1 ms, and a hold should not outlast its purpose."""
 QUIET_DRAIN_SECONDS = 2.2 * RETIRE_MS / 1000
 """After the filter rejects all, the last records leave the kernel within two retire times."""
 DRAIN_SECONDS = 1.6
@@ -103,7 +100,7 @@ class Agent:
         self._follower = Follower(self._desk)
         self._steering = Steering(config, self._desk, self._loop.now())
         stack.callback(self._steering.close)
-        self._detector, self._clock = LoopDetector(), ClockWatch()
+        self._detector, self._clock = LoopDetector(self._loop.now()), ClockWatch()
         self._live, self._rates = LiveLine(), RateLine()
         stack.callback(self._live.clear)
         log.info("capturing %s with the %s engine (%s)", ", ".join(self._names()), capture.engine, capture.reason)
@@ -151,7 +148,7 @@ class Agent:
     def work(self) -> None:
         """Until there is a reason to stop."""
         report_at = self._loop.now()
-        detect_at = report_at if self._config.to[0].scheme != "dir" else float("inf")
+        is_sent = self._config.to[0].scheme != "dir"
         has_more = False
         rest_until = 0.0
         while not self._stop_reason:
@@ -162,14 +159,14 @@ class Agent:
             if now >= report_at:
                 report_at = now + REPORT_SECONDS
                 self._look(self._report, now)
-            if now >= detect_at:
+            if is_sent and now >= self._detector.due_at:
                 self._look(self._detect, now)
-                detect_at = now + (HELD_DETECT_SECONDS if self._desk.is_held else DETECT_SECONDS)
             self._link.tick(now)
             self._desk.tick(now)
             self._look(self._steer, now)
-            due = min(report_at, detect_at, self._until, self._link.deadline(), self._desk.deadline())
-            due = min(due, max(self._steering.due_at, self._blind_until))
+            due = min(report_at, self._until, self._link.deadline(), self._desk.deadline())
+            looks_at = min(self._steering.due_at, self._detector.due_at if is_sent else inf)
+            due = min(due, max(looks_at, self._blind_until))
             self._loop.run_once(0.0 if has_more else due - self._loop.now(), rest_until, self._tap.is_filling)
             now = self._loop.now()
             self._steering.look(now)

@@ -143,6 +143,7 @@ def simulate(
                 cpu += machine.share * (
                     kept * ((1 - out) * predict.CAPTURED_IN_SECONDS + out * predict.CAPTURED_OUT_SECONDS)
                     + lost * ((1 - out) * predict.REJECTED_IN_SECONDS + out * predict.REJECTED_OUT_SECONDS)
+                    + lost * flows.size * predict.REJECTED_SECONDS_PER_BYTE
                     + kept * size * predict.COPY_SECONDS_PER_BYTE
                 )
             if flows is MICE:

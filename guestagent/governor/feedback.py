@@ -26,6 +26,8 @@ STOPPED_FRACTION = 0.2
 REST_SECONDS = 60.0
 GROWTH_THAT_ENDS_REST = 4.0
 REST_BETWEEN_HOLDS_SECONDS = 0.5
+HELD_LOOK_SECONDS = 0.03
+"""A hold should not outlast its purpose; one look costs about 0.1 ms."""
 
 
 class Verdict(Enum):
@@ -48,9 +50,11 @@ class Sample:
 
 
 class LoopDetector:
-    """Fed with samples a few times a second; says when to hold and when to stop."""
+    """Fed with samples when they are due; says when to hold and when to stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: float) -> None:
+        self.due_at = now
+        """When the next sample is wanted."""
         self._since: tuple[float, Sample] | None = None
         self._hold: tuple[float, Sample | None] | None = None
         self._rate_before = 0.0
@@ -59,14 +63,18 @@ class LoopDetector:
 
     def step(self, now: float, sample: Sample) -> Verdict:
         """One sample in, one verdict out."""
+        verdict = self._judge(now, sample)
+        rest_seconds = REST_BETWEEN_HOLDS_SECONDS if self._proofs else SUSPICION_SECONDS
+        self.due_at = now + (HELD_LOOK_SECONDS if verdict is Verdict.HOLD else rest_seconds)
+        return verdict
+
+    def _judge(self, now: float, sample: Sample) -> Verdict:
         if self._hold is not None:
             return self._during_hold(now, sample)
         if self._since is None:
             self._since = (now, sample)
             return Verdict.GO_ON
         start, before = self._since
-        if now - start < (SUSPICION_SECONDS if not self._proofs else REST_BETWEEN_HOLDS_SECONDS):
-            return Verdict.GO_ON
         self._since = (now, sample)
         self._rate_before = (sample.seen_bytes - before.seen_bytes) / (now - start)
         if not _is_suspicious(before, sample, now - start):

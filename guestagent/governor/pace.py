@@ -1,8 +1,8 @@
 """When the next tick is due, and how closely to look until then: the more, the more changes. Pure.
 
 A tick takes a millisecond and a half beside a busy application, whose data has pushed ours out of the caches; of a
-budget of 3 % of two cores, ten a second are a quarter. So limits that hold still are asked about half as often, a quiet
-tap less yet, and whatever changes that brings the next tick forward.
+budget of 3 % of two cores, ten a second are a quarter. So limits that hold still are asked about less than half as
+often, and whatever changes that brings the next tick forward.
 """
 
 from enum import Enum
@@ -14,9 +14,8 @@ from guestagent.governor.predict import CostModel
 TICK_SECONDS = 0.1
 LEAST_TICK_SECONDS = 0.02
 """A shorter look has too few packets to judge by."""
-STEADY_TICK_SECONDS, STEADY_AFTER_SECONDS = 0.2, 1.0
-REST_TICK_SECONDS = 0.25
-"""While nothing is shed: a load that takes more than four tenths of the budget brings each tick forward by itself."""
+STEADY_TICK_SECONDS, STEADY_AFTER_SECONDS = 0.25, 1.0
+"""A whole copy that takes more than four tenths of the budget brings each tick forward by itself."""
 PROBE_SECONDS = 0.05
 CROWDED_FILL, CROWDED_TICK_SECONDS = 0.125, 0.005
 """An eighth of the ring has packets enough to judge by, however short the look; 17 Gbit/s fill the rest in 25 ms."""
@@ -78,7 +77,7 @@ class Pace:
             self._hurry(CROWDED_TICK_SECONDS)
 
     def _is_dear(self, model: CostModel) -> bool:
-        """Whether a tick's share of a budget came in already, or, where something is shed, twice what is usual."""
+        """Whether a tick's share of a budget came in already, or, where something is shed, what usually does."""
         price = model.price(self._records, self._bytes)
         match self._state:
             case State.PROBING:
@@ -117,9 +116,7 @@ class Pace:
                 return LEAST_TICK_SECONDS
             case State.PROBING:
                 return PROBE_SECONDS
-        if not self._is_steady(now):
-            return TICK_SECONDS
-        return REST_TICK_SECONDS if self._state is State.WHOLE else STEADY_TICK_SECONDS
+        return STEADY_TICK_SECONDS if self._is_steady(now) else TICK_SECONDS
 
     def _is_steady(self, now: float) -> bool:
         return now - self._moved_at >= STEADY_AFTER_SECONDS

@@ -8,8 +8,6 @@ import pytest
 
 from guestagent.governor.feedback import LoopDetector, Sample, Verdict
 
-DETECT_SECONDS, HELD_SECONDS = 0.25, 0.03
-"""How often the agent asks."""
 STEP_SECONDS = 0.01
 RETIRE_SECONDS = 0.1
 """A block waits so long in the kernel before the agent sees it."""
@@ -26,10 +24,10 @@ def simulate(
     `echo` is the part of its own bytes that comes back into the capture, wrapped; `same_nic`: its excluded bytes cross
     the tapped interface too. Of several `copies` one comes back.
     """
-    detector, rng = LoopDetector(), random.Random(seed)
+    detector, rng = LoopDetector(0.0), random.Random(seed)
     seen = captured = sent = backlog = 0.0
     pipeline: list[tuple[float, float]] = []
-    held, held_seconds, ask_at, now = False, 0.0, 0.0, 0.0
+    held, held_seconds, now = False, 0.0, 0.0
     line_rate = 1e9
     while now < seconds:
         now += STEP_SECONDS
@@ -45,10 +43,9 @@ def simulate(
             captured += size
             backlog += size
         held_seconds += STEP_SECONDS * held
-        if now >= ask_at:
+        if now >= detector.due_at:
             verdict = detector.step(now, Sample(int(seen), int(captured), int(sent), copies))
             held = verdict is Verdict.HOLD
-            ask_at = now + (HELD_SECONDS if held else DETECT_SECONDS)
             if verdict is Verdict.LOOP:
                 return True, now, held_seconds
     return False, now, held_seconds
@@ -154,13 +151,13 @@ def test_a_loop_in_one_of_several_copies_is_found(same_nic: bool) -> None:
 @pytest.mark.parametrize("load", [steady, bursts])
 def test_a_loop_behind_real_traffic_is_found(load: Load) -> None:
     """A loop that begins while real traffic was judged sound is found too, by its growth."""
-    detector = LoopDetector()
+    detector = LoopDetector(0.0)
     seen = captured = sent = now = 0.0
     held = False
     verdicts = []
     while now < 30 and Verdict.LOOP not in verdicts:
-        now += HELD_SECONDS if held else DETECT_SECONDS
-        step = HELD_SECONDS if held else DETECT_SECONDS
+        step = max(STEP_SECONDS, detector.due_at - now)
+        now += step
         fresh = load(now) * step
         looped = 0.0 if held or now < 10 else 1e9 * step
         seen += fresh + looped

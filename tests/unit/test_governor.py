@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
 from math import inf
+from statistics import fmean
 
 import pytest
 
@@ -85,10 +86,10 @@ def test_an_agent_in_debt_takes_no_ordinary_flow_for_heavy() -> None:
     """
     talkers = [Flows(200 + i, 1, 250, 200) for i in range(16)]
     bulk = Flows(21, 1, 11e9 / 8 / 32_000, 32_000, outgoing=0.3)
-    trace = simulate(always(bulk, *talkers), Machine(cores=1, own_tick=6))
+    trace = simulate(always(bulk, *talkers), Machine(cores=1, own_tick=5))
 
     assert {key for one in trace.between(2, 20) for key in one.heavy} == set(bulk.keys)
-    assert trace.swaps <= 60  # a probe is two; with talkers taken for heavy it was 149
+    assert trace.swaps <= 60  # a probe is two; with talkers taken for heavy it was 123
     assert trace.worst_percent(1) <= 5.5
 
 
@@ -98,7 +99,7 @@ def test_a_thinned_flow_that_grows_is_thinned_anew() -> None:
     before, after = ({one.heavy_fraction for one in trace.between(*span)} for span in ((4, 6), (8, 14)))
 
     assert max(before) < 1
-    assert max(after) <= max(before) / 2.5 * 1.25
+    assert max(after) <= max(before) / 2.5 * 1.35  # a fifth is borne, and fractions lie 5 % apart
 
 
 @pytest.mark.parametrize("load", [square(0.1, 0.01, FLOOD), square(0.5, 0.05, FLOOD_IN)], ids=["10 ms", "50 ms"])
@@ -123,16 +124,19 @@ def test_full_has_no_bounds() -> None:
 @pytest.mark.parametrize("machine", ["cheap", "dear"])
 @pytest.mark.parametrize("load", STEADY)
 def test_constant_load_meets_constant_limits(load: str, machine: str) -> None:
-    """Full copy is taken once and never given back; once settled, fractions stay within 20 % of their mean."""
-    trace = simulate(always(*STEADY[load]), MACHINES[machine], seconds=25)
-    settled = trace.between(10, 25)
+    """Full copy is taken once and never given back; once settled, fractions stay within 20 % of their mean.
+
+    But once all headers of a heavy flow may turn out to fit where a fraction was kept; they are not taken again.
+    """
+    trace = simulate(always(*STEADY[load]), MACHINES[machine], seconds=32)
+    settled = trace.between(10, 32)
 
     assert trace.turns() == 1
     assert trace.whole_from() == inf
-    for name in ("heavy_fraction", "sample"):
-        fractions = [getattr(one, name) for one in settled]
-        mean = sum(fractions) / len(fractions)
-        assert all(abs(one - mean) <= 0.2 * mean for one in fractions)
+    kept = [one.heavy_fraction for one in settled]
+    all_from = kept.index(1.0) if 1.0 in kept else len(kept)
+    for fractions in (kept[:all_from], kept[all_from:], [one.sample for one in settled]):
+        assert all(abs(one - fmean(fractions)) <= 0.2 * fmean(fractions) for one in fractions)
 
 
 @pytest.mark.parametrize("level", [0.16, 0.19, 0.22])

@@ -14,7 +14,6 @@ from guestagent.governor.pace import (
     PEEK_RECORDS,
     PEEK_SECONDS,
     PROBE_SECONDS,
-    REST_TICK_SECONDS,
     STEADY_TICK_SECONDS,
     TICK_SECONDS,
     Pace,
@@ -44,7 +43,7 @@ def paced(state: State, *, moved: bool = False, usual: int = 0) -> Pace:
     "pace, seconds",
     [
         (paced(State.WHOLE, moved=True), TICK_SECONDS),
-        (paced(State.WHOLE), REST_TICK_SECONDS),
+        (paced(State.WHOLE), STEADY_TICK_SECONDS),
         (paced(State.SHEDDING, moved=True), TICK_SECONDS),
         (paced(State.SHEDDING), STEADY_TICK_SECONDS),
         (paced(State.DOUBTING), LEAST_TICK_SECONDS),
@@ -62,15 +61,15 @@ def test_the_less_there_is_to_decide_the_later_the_next_tick(pace: Pace, seconds
     [
         (paced(State.WHOLE), DEAR_RECORDS, True),
         (paced(State.WHOLE), DEAR_RECORDS // 2, False),
-        (paced(State.SHEDDING), DEAR_RECORDS, False),
-        (paced(State.SHEDDING), 2 * DEAR_RECORDS + 2, True),
-        (paced(State.SHEDDING, usual=4 * DEAR_RECORDS), 7 * DEAR_RECORDS, False),
-        (paced(State.SHEDDING, usual=4 * DEAR_RECORDS), 9 * DEAR_RECORDS, True),
+        (paced(State.SHEDDING), 2 * DEAR_RECORDS, False),
+        (paced(State.SHEDDING), 3 * DEAR_RECORDS, True),
+        (paced(State.SHEDDING, usual=4 * DEAR_RECORDS), 9 * DEAR_RECORDS, False),
+        (paced(State.SHEDDING, usual=4 * DEAR_RECORDS), 11 * DEAR_RECORDS, True),
         (paced(State.PROBING), 100 * DEAR_RECORDS, False),
     ],
 )
 def test_what_is_more_than_usual_brings_the_tick_forward(pace: Pace, records: int, is_hurried: bool) -> None:
-    """A whole copy is looked at when a tick's budget came in, a reduced one at twice its usual, a probe at its end."""
+    """A whole copy is looked at when a tick's budget came in, a reduced one when the usual did, a probe at its end."""
     due = pace.due_at
     pace.arrived(records, 200 * records, MODEL)
 
