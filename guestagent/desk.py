@@ -52,6 +52,8 @@ class Desk:
         """While the loop detector looks, and at the end of the drain, no new frame goes out."""
         self._was_capped = False
         self.gate = Gate(time.monotonic())
+        self.handed_bytes, self.wire_bytes = 0, 0.0
+        """Ring bytes of all frames that the link was given, and what left of them."""
         """The caps on what leaves."""
         self.gate_opens_at = inf
         """When what waits for a cap may leave; infinite where nothing waits for one."""
@@ -217,6 +219,7 @@ class Desk:
         pending = self.window.send_next()
         if pending and pending.loan:
             self.gate.packets.spend(pending.loan.records)
+            self.handed_bytes += pending.loan.end - pending.loan.start
         return pending
 
     def allowance(self, now: float) -> float:
@@ -231,6 +234,7 @@ class Desk:
 
     def spent(self, wire_bytes: float, further_packets: int = 0) -> None:
         """So many left, with the headers of the packets that carry them; and packets beyond one for each record."""
+        self.wire_bytes += wire_bytes
         self.gate.spend(wire_bytes, further_packets)
 
     def acknowledged(self, sequence: int, collector_id: str, notes: dict[str, Any]) -> None:

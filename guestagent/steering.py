@@ -126,6 +126,8 @@ class Steering:
             captured=total.captured,
             traffic=interface_traffic(source.interface.name for source in self._tap.sources),
             acked_bytes=total.delivered_bytes,
+            handed_bytes=self._desk.handed_bytes,
+            wire_bytes=self._desk.wire_bytes,
             ring_bytes=round(self._tap.ring_bytes * (1 - self._tap.kept_fraction())),
             ring_fill=self._tap.filled_fraction(),
             waiting_bytes=self._tap.waiting_bytes,

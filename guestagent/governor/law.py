@@ -161,6 +161,8 @@ class Governor:
         self._last = (now, counters, usage)
         seconds, captured = now - then, max(0, counters.captured - before.captured)
         traffic = counters.traffic.since(before.traffic) if counters.traffic and before.traffic else None
+        handed, sent = counters.handed_bytes - before.handed_bytes, counters.wire_bytes - before.wire_bytes
+        self._bounds.wire.step(seconds, handed, sent)
         self.demand = self._estimator.close(seconds, captured, traffic, self._taken_bytes)
         total = self.demand.total
         self._book(seconds, captured, total, used, usage)

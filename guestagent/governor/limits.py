@@ -149,6 +149,10 @@ class Counters(NamedTuple):
     """Fraction of the fullest ring that holds records: on loan *and* retired but not yet taken."""
     ack_lag_seconds: float = 0.0
     """Age of the oldest unacknowledged frame."""
+    handed_bytes: int = 0
+    """Ring bytes of the frames that the link was given."""
+    wire_bytes: float = 0.0
+    """What left of them, with all headers; 0 where each copy has a cap of its own."""
     waiting_bytes: int = 0
     """Ring bytes that were retired and not yet taken, as while a cap delays them."""
 

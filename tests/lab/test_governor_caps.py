@@ -3,14 +3,16 @@
 import subprocess
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from guestagent.lab.hosts import Lab
-from guestagent.lab.packets import udp_send
+from guestagent.lab.packets import udp_send, udp_sink
 from guestagent.lab.tasks import Task
 from tests.lab.governed import (
+    COLLECTOR,
     LOAD_PORT,
     PEER,
     SMALL_BYTES,
@@ -27,12 +29,13 @@ from tests.lab.governed import (
     send_flows,
     send_trains,
 )
-from tests.lab.rig import Rig, assert_ledger_closes
+from tests.lab.rig import Rig, assert_ledger_closes, wait_for
 
 pytestmark = pytest.mark.alone
 
 MBIT = 1e6 / 8
 WARM_SECONDS, COUNTED_SECONDS = 2.0, 4.0
+TUNNEL_WARM_SECONDS, TINY_BYTES = 4.0, 60
 PAYLOAD_BYTES = 1200
 OFFERED_PER_SECOND = 200 * MBIT / (PAYLOAD_BYTES + 42)
 TRAIN, TRAIN_BYTES = 10, 500
@@ -93,6 +96,33 @@ def _assert_trains_are_whole(rig: Rig) -> None:
     """Of the short flows that are there at all nearly each has all its packets; a filter swap may part a few."""
     trains = Counter(port for port, _, _ in load_frames(rig))
     assert sum(count % TRAIN == 0 for count in trains.values()) > 0.95 * len(trains)
+
+
+@pytest.mark.parametrize("sensors", [1, 2])
+def test_a_rate_holds_through_tunnels(rig: Rig, lab: Lab, sensors: int, tmp_path: Path) -> None:
+    """Small frames take less in a tunnel than in the ring, and two sensors twice that: the cap is used, and kept."""
+    scene = scene_of(rig, lab)
+    scene.vm.run(["ethtool", "-K", "eth0", "tx-udp-segmentation", "off"])  # what leaves is counted as on a wire
+    ports = [4789, 4790][:sensors]
+    for port in ports:
+        scene.collector_host.start(udp_sink, port)
+        scene.collector_host.wait_for_port(port)
+    to = [f"vxlan://{COLLECTOR}:{port}?vni=7" for port in ports]
+    config = tmp_path / "agent.toml"
+    config.write_text(f'to = {to}\nmode = "{"replicate" if sensors > 1 else "balance"}"\n')
+    flags = ["-c", str(config), "--rate", "10mbit", "--cpu", "100", "--yield", "off"]
+    agent = rig.start(scene.vm, "run", "-i", "eth0", *flags, report="vm.json")
+    wait_for(lambda: agent.status()["link"]["connected"], "the agent to be connected")
+    load = scene.peer.start(send_flows, VM, 500, 20_000, TUNNEL_WARM_SECONDS + COUNTED_SECONDS + 1, TINY_BYTES)
+    time.sleep(TUNNEL_WARM_SECONDS)
+    rates = per_second(scene.collector_host.call(count_received, COUNTED_SECONDS))
+    load.result()
+    ledger = agent.stop()
+
+    found = [rate.bytes / MBIT for rate in rates]
+    assert max(found) <= OVER * 10
+    assert min(found) >= UNDER * 10
+    assert ledger["dropped_by_ring"] == ledger["lost_on_link"] == 0
 
 
 def test_a_cap_on_packets_holds_in_every_second(rig: Rig, lab: Lab) -> None:
