@@ -50,8 +50,10 @@ QUIET_DRAIN_SECONDS = 2.2 * RETIRE_MS / 1000
 DRAIN_SECONDS = 1.6
 """SIGTERM to exit stays under 2 s, also with a collector that is gone."""
 REST_SECONDS = 0.02
-"""The agent wakes 50 times a second at most while blocks and acknowledgements gather, which halves its CPU at 50,000
-small packets a second. It does not rest while the ring fills or the socket is full."""
+"""It wakes 50 times a second at most while blocks gather, which halves its CPU at 50,000 small packets a second. It does
+not rest while the ring fills or the socket is full."""
+PATIENCE_SECONDS, PATIENT_FILL = 0.1, 0.125
+"""An acknowledgement waits for the next block or tick, as long as the ring has room: alone it is not worth a turn."""
 LAST_ACK_SECONDS = 0.7
 """Of the drain, for what is on its way when no new frame goes out any more: 64 KB at 1 Mbit/s take half a second."""
 DRAIN_STEP_SECONDS = 0.02
@@ -93,15 +95,15 @@ class Agent:
         self._desk = Desk(capture, config.agent_id or identity.agent_id(), config.dedupe, config.tags)
         self._tap = self._desk.tap
         stack.callback(self._tap.close)
-        self._until = self._loop.now() + config.duration if config.duration else float("inf")
+        self._until = self._loop.now() + config.duration if config.duration else inf
         for source in self._tap.sources:
             self._loop.watch(source, READABLE | EDGE, self._records_wait)
         self._packets_before = interface_packets(self._names())
         self._follower = Follower(self._desk)
         self._steering = Steering(config, self._desk, self._loop.now())
         stack.callback(self._steering.close)
-        self._detector, self._clock = LoopDetector(self._loop.now()), ClockWatch()
-        self._live, self._rates = LiveLine(), RateLine()
+        self._detector = LoopDetector(self._loop.now() if config.to[0].scheme != "dir" else inf)
+        self._clock, self._live, self._rates = ClockWatch(), LiveLine(), RateLine()
         stack.callback(self._live.clear)
         log.info("capturing %s with the %s engine (%s)", ", ".join(self._names()), capture.engine, capture.reason)
         if cloud:
@@ -148,9 +150,7 @@ class Agent:
     def work(self) -> None:
         """Until there is a reason to stop."""
         report_at = self._loop.now()
-        is_sent = self._config.to[0].scheme != "dir"
-        has_more = False
-        rest_until = 0.0
+        has_more, rest_until = False, 0.0
         while not self._stop_reason:
             now = self._loop.now()
             if now >= self._until:
@@ -159,19 +159,23 @@ class Agent:
             if now >= report_at:
                 report_at = now + REPORT_SECONDS
                 self._look(self._report, now)
-            if is_sent and now >= self._detector.due_at:
+            if now >= self._detector.due_at:
                 self._look(self._detect, now)
             self._link.tick(now)
             self._desk.tick(now)
             self._look(self._steer, now)
             due = min(report_at, self._until, self._link.deadline(), self._desk.deadline())
-            looks_at = min(self._steering.due_at, self._detector.due_at if is_sent else inf)
-            due = min(due, max(looks_at, self._blind_until))
-            self._loop.run_once(0.0 if has_more else due - self._loop.now(), rest_until, self._tap.is_filling)
+            due = min(due, max(min(self._steering.due_at, self._detector.due_at), self._blind_until))
+            wait_seconds = 0.0 if has_more else due - self._loop.now()
+            self._loop.run_once(wait_seconds, rest_until, self._tap.is_filling, self._patience_seconds())
             now = self._loop.now()
             self._steering.look(now)
             has_more = self._pump(now)
             rest_until = 0.0 if self._link.is_blocked else now + REST_SECONDS
+
+    def _patience_seconds(self) -> float:
+        is_calm = self._link.state.connected and not self._link.is_blocked
+        return PATIENCE_SECONDS if is_calm and self._tap.filled_fraction() < PATIENT_FILL else 0.0
 
     def _look(self, step: Callable[[float], None], now: float) -> None:
         """Do what looks at the host and takes descriptors for it."""
@@ -185,7 +189,11 @@ class Agent:
             log.warning("the host can't be looked at, copying goes on: %s", error.strerror)
 
     def _steer(self, now: float) -> None:
-        if now >= self._steering.due_at and self._steering.tick(now, self._link) and not self._steering.limits.is_probe:
+        if (
+            now >= self._steering.early_at
+            and self._steering.tick(now, self._link)
+            and not self._steering.limits.is_probe
+        ):
             self._desk.window.add_report(self._report_body())
 
     def _pump(self, now: float) -> bool:
@@ -273,7 +281,6 @@ class Agent:
     def snapshot(self) -> dict[str, Any]:
         """The ledger as `status`, the report file and the tests read it."""
         total = self._tap.refresh()
-        seen = interface_packets(self._names()) - self._packets_before
         return {
             "schema": LEDGER_SCHEMA,
             "role": "agent",
@@ -290,7 +297,7 @@ class Agent:
             "budgets": self._steering.describe_budgets(),
             "ring_bytes": self._tap.ring_bytes,
             "ring_held_fraction": round(self._tap.held_fraction(), 4),
-            "not_selected_estimate": max(0, seen - total.captured),
+            "not_selected_estimate": max(0, interface_packets(self._names()) - self._packets_before - total.captured),
             "link": asdict(self._link.state),
             "collector_note": self._desk.collector_note,
             "stopped": self._stop_reason,

@@ -41,6 +41,7 @@ class Loop:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._events: dict[int, int] = {}
+        self._patient: set[int] = set()
         self._paused: dict[int, float] = {}
         """When to look at it again, by descriptor."""
         self._wake_read, self._wake_write = socket.socketpair()
@@ -54,11 +55,18 @@ class Loop:
         """Monotonic seconds."""
         return time.monotonic()
 
-    def watch(self, watched: HasFileno, events: int, callback: Callable[[int], None]) -> None:
-        """Call `callback(events)` when `watched` is ready. Raises PermissionError for a regular file."""
+    def watch(
+        self, watched: HasFileno, events: int, callback: Callable[[int], None], *, is_patient: bool = False
+    ) -> None:
+        """Call `callback(events)` when `watched` is ready; a patient one may have to wait for others (run_once).
+
+        Raises PermissionError for a regular file.
+        """
         self._epoll.register(watched.fileno(), events)
         self._callbacks[watched.fileno()] = callback
         self._events[watched.fileno()] = events
+        if is_patient:
+            self._patient.add(watched.fileno())
 
     def change(self, watched: HasFileno, events: int) -> None:
         """Watch for other events."""
@@ -68,6 +76,7 @@ class Loop:
     def forget(self, watched: HasFileno) -> None:
         """Stop watching; before the descriptor is closed. Harmless where it was not watched."""
         self._paused.pop(watched.fileno(), None)
+        self._patient.discard(watched.fileno())
         self._events.pop(watched.fileno(), None)
         if self._callbacks.pop(watched.fileno(), None):
             self._epoll.unregister(watched.fileno())
@@ -85,23 +94,43 @@ class Loop:
                 handler()
 
     def run_once(
-        self, timeout_seconds: float, rest_until: float = 0.0, is_enough: Callable[[], bool] = lambda: True
+        self,
+        timeout_seconds: float,
+        rest_until: float = 0.0,
+        is_enough: Callable[[], bool] = lambda: True,
+        patience_seconds: float = 0.0,
     ) -> None:
         """Wait at most so long, then call back everyone who is ready.
 
-        That is not before `rest_until`, to do more at once, unless `is_enough` says that enough has gathered.
+        That is not before `rest_until`, to do more at once, unless `is_enough` says that enough has gathered. Where
+        none but patient ones are ready, others may join them for so long, but not beyond the timeout.
         """
         if self._paused:
             timeout_seconds = min(timeout_seconds, self._resume())
-        ready = dict(self._epoll.poll(max(0.0, timeout_seconds), _MOST_EVENTS))
-        rested = False
+        end = time.monotonic() + timeout_seconds
+        ready: dict[int, int] = {}
+        self._gather(ready, timeout_seconds)
+        if ready and patience_seconds:
+            end = min(end, time.monotonic() + patience_seconds)
+            while not ready.keys() - self._patient and (rest_seconds := end - time.monotonic()) > 0:
+                self._gather(ready, rest_seconds)
         while ready and not is_enough() and (rest_seconds := rest_until - time.monotonic()) > 0:
-            time.sleep(min(rest_seconds, _REST_STEP_SECONDS))
-            rested = True
-        if rested:
-            # An edge is told once, a level again: what was ready still counts.
-            for descriptor, events in self._epoll.poll(0, _MOST_EVENTS):
-                ready[descriptor] = ready.get(descriptor, 0) | events
+            # Who is ready by an edge is not told again, so where nothing comes this sleeps once.
+            if self._gather(ready, rest_seconds):
+                time.sleep(max(0.0, min(rest_until - time.monotonic(), _REST_STEP_SECONDS)))
+        self._call(ready)
+
+    def _gather(self, ready: dict[int, int], seconds: float) -> bool:
+        """Wait at most so long for somebody to be ready, and add them; was there one?
+
+        An edge is told once, a level again: what was ready still counts.
+        """
+        found = self._epoll.poll(max(0.0, seconds), _MOST_EVENTS)
+        for descriptor, events in found:
+            ready[descriptor] = ready.get(descriptor, 0) | events
+        return bool(found)
+
+    def _call(self, ready: dict[int, int]) -> None:
         for descriptor, events in ready.items():
             callback = self._callbacks.get(descriptor)
             if callback:

@@ -102,6 +102,11 @@ class Steering:
         """When `tick` is wanted."""
         return self.governor.due_at
 
+    @property
+    def early_at(self) -> float:
+        """From when on it is welcome, if somebody is awake anyway."""
+        return self.governor.early_at
+
     def look(self, now: float) -> None:
         """Tell the governor of blocks that were retired since the last look."""
         blocks = [block for _, block in self._tap.look()]

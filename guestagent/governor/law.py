@@ -127,6 +127,11 @@ class Governor:
         """When the next tick is wanted."""
         return self._pace.due_at
 
+    @property
+    def early_at(self) -> float:
+        """From when on it is welcome."""
+        return self._pace.early_at
+
     def arrived(self, now: float, records: int, ring_bytes: int, blocks: int) -> int:
         """The kernel retired blocks, taken or not. How many records of each of so many are worth a look; 0 for none."""
         self._pace.arrived(records, ring_bytes, self.model)

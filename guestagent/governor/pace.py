@@ -16,6 +16,8 @@ LEAST_TICK_SECONDS = 0.02
 """A shorter look has too few packets to judge by."""
 STEADY_TICK_SECONDS, STEADY_AFTER_SECONDS = 0.25, 1.0
 """A whole copy that takes more than four tenths of the budget brings each tick forward by itself."""
+EARLY_SHARE = 0.7
+"""Of such a wait: from then on a tick is welcome when the agent is awake anyway, so that it need not wake for it."""
 PROBE_SECONDS = 0.05
 CROWDED_FILL, CROWDED_TICK_SECONDS = 0.125, 0.005
 """An eighth of the ring has packets enough to judge by, however short the look; 17 Gbit/s fill the rest in 25 ms."""
@@ -41,7 +43,7 @@ class Pace:
 
     def __init__(self, budgets: Budgets, budget_cores: float, now: float) -> None:
         self._budgets, self._budget_cores = budgets, budget_cores
-        self.due_at = now
+        self.due_at = self.early_at = now
         self._state = State.WHOLE
         self._ticked_at = self._moved_at = -inf
         self._look_at = now
@@ -92,12 +94,13 @@ class Pace:
 
     def _hurry(self, least_seconds: float) -> None:
         self.due_at = min(self.due_at, self._ticked_at + least_seconds)
+        self.early_at = min(self.early_at, self.due_at)
         self._is_hurried = True
 
     def begin(self, now: float, ring_fill: float) -> None:
         """The first tick, that has nothing to compare with."""
         self._ticked_at, self._ring_fill = now, ring_fill
-        self.due_at = now + TICK_SECONDS
+        self.due_at = self.early_at = now + TICK_SECONDS
 
     def ticked(self, now: float, ring_fill: float, state: State, model: CostModel, *, has_moved: bool) -> None:
         """A tick is over; whether other limits are in force now."""
@@ -108,7 +111,9 @@ class Pace:
         self._ticked_at, self._ring_fill, self._state = now, ring_fill, state
         if has_moved:
             self._moved_at = now
-        self.due_at = now + self._wait_seconds(now)
+        wait_seconds = self._wait_seconds(now)
+        self.due_at = now + wait_seconds
+        self.early_at = now + (EARLY_SHARE if wait_seconds == STEADY_TICK_SECONDS else 1.0) * wait_seconds
 
     def _wait_seconds(self, now: float) -> float:
         match self._state:

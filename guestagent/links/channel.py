@@ -99,7 +99,7 @@ class Channel:
         except OSError:
             self.close()
             raise
-        self._loop.watch(self._socket, READABLE | WRITABLE | EDGE, self._ready)
+        self._loop.watch(self._socket, READABLE | WRITABLE | EDGE, self._ready, is_patient=True)
 
     # -- time ---------------------------------------------------------------------------------------------------
 

@@ -2,13 +2,14 @@
 
 import errno
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
 
-from guestagent.loop import READABLE, Loop
+from guestagent.loop import EDGE, READABLE, Loop
 
 
 @pytest.fixture
@@ -67,6 +68,52 @@ def test_what_is_paused_may_be_forgotten_and_changed(loop: Loop) -> None:
     ours.close()
     theirs.close()
     turns(loop, 0.15)
+
+
+def test_a_patient_one_waits_for_company(loop: Loop) -> None:
+    """Alone it is called when its patience or the timeout ends; with somebody else ready, at once; never forgotten."""
+    (ours, theirs), (other, far) = socket.socketpair(), socket.socketpair()
+    called: list[str] = []
+    with ours, theirs, other, far:
+        loop.watch(ours, READABLE | EDGE, lambda _events: called.append("patient"), is_patient=True)
+        loop.watch(other, READABLE | EDGE, lambda _events: called.append("other"))
+        for patience, timeout, waited in ((0.05, 1.0, 0.05), (1.0, 0.05, 0.05), (0.0, 1.0, 0.0)):
+            theirs.send(b"x")
+            start = time.monotonic()
+            loop.run_once(timeout, patience_seconds=patience)
+            assert waited <= time.monotonic() - start < waited + 0.04
+        assert called == ["patient"] * 3
+        theirs.send(b"x")
+        far.send(b"y")
+        start = time.monotonic()
+        loop.run_once(1.0, patience_seconds=1.0)
+        assert time.monotonic() - start < 0.04
+        assert sorted(called[3:]) == ["other", "patient"]
+
+
+def test_a_rest_wakes_for_nothing_and_misses_nobody(loop: Loop) -> None:
+    """Who is ready is called after the rest, with whoever came meanwhile; a rest in which nobody comes is one sleep."""
+    (ours, theirs), (other, far) = socket.socketpair(), socket.socketpair()
+    called: list[str] = []
+    with ours, theirs, other, far:
+        loop.watch(ours, READABLE | EDGE, lambda _events: called.append("ours"))
+        loop.watch(other, READABLE | EDGE, lambda _events: called.append("other"))
+        asked = 0
+
+        def is_enough() -> bool:
+            nonlocal asked
+            asked += 1
+            return False
+
+        theirs.send(b"x")
+        loop.run_once(1.0, time.monotonic() + 0.05, is_enough)
+        assert (called, asked) == (["ours"], 2)
+        theirs.send(b"x")
+        later = threading.Timer(0.02, far.send, [b"y"])
+        later.start()
+        loop.run_once(1.0, time.monotonic() + 0.05, is_enough)
+        later.join()
+        assert sorted(called[1:]) == ["other", "ours"]
 
 
 def test_other_errors_are_raised(loop: Loop) -> None:

@@ -56,6 +56,17 @@ def test_the_less_there_is_to_decide_the_later_the_next_tick(pace: Pace, seconds
     assert pace.due_at == pytest.approx(10.0 + seconds)
 
 
+def test_a_steady_tick_is_welcome_early() -> None:
+    """Who is awake in the last third of a steady wait need not wake again for the tick; no other tick comes early."""
+    for pace in (paced(State.WHOLE), paced(State.SHEDDING)):
+        assert 10.0 + 0.6 * STEADY_TICK_SECONDS < pace.early_at < pace.due_at
+    for pace in (paced(State.WHOLE, moved=True), paced(State.DOUBTING), paced(State.PROBING)):
+        assert pace.early_at == pace.due_at
+    hurried = paced(State.WHOLE)
+    hurried.arrived(DEAR_RECORDS, 200 * DEAR_RECORDS, MODEL)
+    assert hurried.early_at == hurried.due_at
+
+
 @pytest.mark.parametrize(
     "pace, records, is_hurried",
     [
