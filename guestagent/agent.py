@@ -50,8 +50,8 @@ QUIET_DRAIN_SECONDS = 2.2 * RETIRE_MS / 1000
 DRAIN_SECONDS = 1.6
 """SIGTERM to exit stays under 2 s, also with a collector that is gone."""
 REST_SECONDS = 0.02
-"""It wakes 50 times a second at most while blocks gather, which halves its CPU at 50,000 small packets a second. It does
-not rest while the ring fills or the socket is full."""
+"""It wakes 50 times a second at most while blocks gather, which halves its CPU at 50,000 small packets a second; not so
+while the ring fills or the socket is full."""
 PATIENCE_SECONDS, PATIENT_FILL = 0.1, 0.125
 """An acknowledgement waits for the next block or tick, as long as the ring has room: alone it is not worth a turn."""
 LAST_ACK_SECONDS = 0.7
@@ -189,11 +189,7 @@ class Agent:
             log.warning("the host can't be looked at, copying goes on: %s", error.strerror)
 
     def _steer(self, now: float) -> None:
-        if (
-            now >= self._steering.early_at
-            and self._steering.tick(now, self._link)
-            and not self._steering.limits.is_probe
-        ):
+        if now >= self._steering.early_at and self._steering.tick(now, self._link):
             self._desk.window.add_report(self._report_body())
 
     def _pump(self, now: float) -> bool:

@@ -122,7 +122,7 @@ class Steering:
         self.governor.ring_filled(self._tap.filled_fraction())
 
     def tick(self, now: float, link: Link) -> bool:
-        """Ask the governor, obey; whether something is kept otherwise than before."""
+        """Ask the governor, obey; whether something is kept otherwise than before, but for a probe."""
         total = self._tap.refresh()
         taken = self._tap.taken_records, total.captured_ring_bytes
         self.governor.taken(taken[0] - self._taken[0], taken[1] - self._taken[1])
@@ -139,7 +139,7 @@ class Steering:
             ack_lag_seconds=self._ack_lag_seconds(now),
         )
         self.governor.tick(now, counters, self._meter.read(link.retransmitted()))
-        return self._apply(now)
+        return self._apply(now) and not self.limits.is_probe
 
     def _ack_lag_seconds(self, now: float) -> float:
         """How long ago the oldest frame was sent that is not acknowledged; a tick too little at most."""

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from math import inf, isnan
 from pathlib import Path
@@ -30,6 +31,9 @@ from tests.bench.harm.taps import BUDGET, OFF
 from tests.bench.harm.tidy import MARK, remove_if_dead
 from tests.bench.harm.windows import Window
 
+DUE = [0.0, 1.618034, 2.236068, 3.854102, 4.472136, 5.090170, 6.708204, 7.326238, 8.944272, 9.562306]
+"""When the first ten requests are due, in periods: by the golden ratio."""
+
 
 def test_a_percentile_is_a_value_that_was_measured() -> None:
     """By nearest rank; the extremes are the least and the greatest, and nothing has no percentile."""
@@ -43,34 +47,45 @@ def test_a_stall_counts_for_all_who_should_have_asked() -> None:
     """A server that stands still for a second delays each request that was due meanwhile, not just the one in hand."""
     book = Book(start=10.0, per_second=10, count=10, connections=2)
     assert [0] == book.take(10.0)
-    assert 10.1 == book.next_due
+    assert book.next_due == pytest.approx(10.0 + DUE[1] / 10)
     assert [1, 0, 1, 0, 1, 0, 1, 0, 1] == book.take(11.0)  # the client was stuck
     assert inf == book.next_due
     for connection in (0, 1):
         book.received(connection, 5 * MESSAGE_BYTES, 11.0)
     assert book.is_over
-    assert pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]) == book.close(11.0).ordered_seconds
+    assert book.close(11.0).ordered_seconds == pytest.approx([1 - due / 10 for due in reversed(DUE)])
+
+
+def test_requests_keep_step_with_nothing() -> None:
+    """One in each period, in order, and where in it differs: no tenth of the period has more than a seventh of them."""
+    book, dues = Book(0.0, 1, 1000, 1), []
+    while (due := book.next_due) < inf:
+        dues.append(due)
+        book.take(due)
+    assert [int(due) for due in dues] == list(range(1000))
+    assert max(Counter(int(10 * (due % 1)) for due in dues).values()) < 143
 
 
 def test_answers_may_come_in_pieces() -> None:
     """An answer counts when its last byte is there."""
     book = Book(0.0, 1, 2, 1)
-    book.take(1.0)
+    book.take(2.0)
     book.received(0, MESSAGE_BYTES - 1, 2.0)
     book.received(0, MESSAGE_BYTES, 3.0)
     assert not book.is_over
     book.received(0, 1, 4.0)
-    assert [3.0, 3.0] == book.close(4.0).ordered_seconds
+    assert book.close(4.0).ordered_seconds == pytest.approx([4 - DUE[1], 3.0])
 
 
 def test_warming_up_tells_nothing() -> None:
     """The first requests are asked and answered, and only those after them are counted."""
     book = Book(0.0, per_second=10, count=4, connections=1, uncounted=2)
-    assert [0, 0, 0, 0] == book.take(0.3)
+    assert [0, 0, 0, 0] == book.take(0.4)
     book.received(0, 3 * MESSAGE_BYTES, 0.4)
     assert not book.is_over
     answers = book.close(0.5)
-    assert (1, pytest.approx([0.2, 0.2])) == (answers.answered, answers.ordered_seconds)
+    assert answers.answered == 1
+    assert answers.ordered_seconds == pytest.approx([0.5 - DUE[3] / 10, 0.4 - DUE[2] / 10])
     assert pytest.approx(0.3) == answers.seconds
 
 
@@ -106,10 +121,11 @@ def test_moderate_loads_are_judged_together() -> None:
 def test_who_was_never_answered_counts_until_the_end() -> None:
     """Neither a request without an answer nor one that could not even be sent is forgotten."""
     book = Book(0.0, 1, 3, 1)
-    book.take(1.0)
+    book.take(2.0)
     book.received(0, MESSAGE_BYTES, 1.5)
     answers = book.close(9.0)
-    assert (1, [1.5, 7.0, 8.0]) == (answers.answered, answers.ordered_seconds)
+    assert answers.answered == 1
+    assert answers.ordered_seconds == pytest.approx([1.5, 9 - DUE[2], 9 - DUE[1]])
 
 
 @pytest.mark.parametrize(

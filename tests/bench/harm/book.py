@@ -13,10 +13,14 @@ from statistics import median
 
 MESSAGE_BYTES = 128
 """Of a request and of its answer, headers not counted."""
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 class Book:
-    """`count` requests at even distances from `start` on, over the connections in turn; answers come in order.
+    """`count` requests from `start` on, one in each period, over the connections in turn; answers come in order.
+
+    Where in its period each is due differs evenly: at even distances they would keep step with a load that has a period
+    of its own (iperf3 paces by the millisecond), and a run would measure one phase of it, another run another.
 
     The first `uncounted` of them warm up: they are asked and answered like the others, and tell nothing.
     """
@@ -33,7 +37,10 @@ class Book:
     @property
     def next_due(self) -> float:
         """When the next request shall leave; infinite after the last."""
-        return self._start + self._asked / self._per_second if self._asked < self._count else inf
+        return self._due(self._asked) if self._asked < self._count else inf
+
+    def _due(self, number: int) -> float:
+        return self._start + (number + number * _GOLDEN_RATIO % 1) / self._per_second
 
     @property
     def is_over(self) -> bool:
@@ -61,7 +68,7 @@ class Book:
 
     def close(self, now: float) -> "Answers":
         """The end; whoever still waits has waited until now at least."""
-        unasked = [self._start + at / self._per_second for at in range(self._asked, self._count)]
+        unasked = [self._due(at) for at in range(self._asked, self._count)]
         waiting = [due for one in (*self._waiting, unasked) for due in one if due >= self._counted_from]
         found = sorted([*self._found, *((due, now - due) for due in waiting)])
         return Answers([seconds for _, seconds in found], len(self._found), now - self._counted_from)

@@ -73,11 +73,11 @@ def plan(rounds: int, taps: Sequence[str], loads: Sequence[Load]) -> list[Row]:
 
 
 def measure(rows: Sequence[Row], seconds: float, say: Callable[[str], None]) -> Run:
-    """All cells; this process is moved off the VM's processor."""
+    """All cells."""
     cells: list[Cell] = []
     missing: dict[str, str] = {}
-    with Lab() as lab:
-        scene = Scene(lab, offloads=True, cores=one_for_the_vm())
+    with Lab() as lab, one_for_the_vm() as cores:
+        scene = Scene(lab, offloads=True, cores=cores)
         scene.vm.start(serve_echo)
         scene.vm.wait_for_port(ECHO_PORT)
         say("what the machine gives")

@@ -44,9 +44,9 @@ class Window:
 
 
 def measure(loads: Sequence[Load], rounds: int, directory: Path, say: Callable[[str], None]) -> list[Window]:
-    """Some windows of each load in each round, of one agent each; this process is moved off the VM's processor."""
-    with Lab() as lab:
-        scene = Scene(lab, offloads=True, cores=one_for_the_vm())
+    """Some windows of each load in each round, of one agent each."""
+    with Lab() as lab, one_for_the_vm() as cores:
+        scene = Scene(lab, offloads=True, cores=cores)
         scene.vm.start(serve_echo)
         scene.vm.wait_for_port(ECHO_PORT)
         capacity = calibrate(scene, CALIBRATION_SECONDS)
