@@ -52,9 +52,9 @@ class Desk:
         """While the loop detector looks, and at the end of the drain, no new frame goes out."""
         self._was_capped = False
         self.gate = Gate(time.monotonic())
+        """The caps on what leaves."""
         self.handed_bytes, self.wire_bytes = 0, 0.0
         """Ring bytes of all frames that the link was given, and what left of them."""
-        """The caps on what leaves."""
         self.gate_opens_at = inf
         """When what waits for a cap may leave; infinite where nothing waits for one."""
         self.selection = capture.wish.selection

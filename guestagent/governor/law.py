@@ -20,6 +20,9 @@ In T seconds the cost is at most b (T + 0.25 s) and the overruns of that time. A
 it is seen. A tick is due when a tenth of a second's budget is spent (pace.py), so the steeper a surge, the shorter it
 lasts; then its cost e makes the bound 0.9 b - e / 2 s, and is gone within a window of 5 s.
 
+What is heavy is told by the budget, not by what a debt leaves of it: in deep debt each small flow would be, and a debt
+must not grow by swaps of the filter for who is first among equals.
+
 **An elephant's rejection is not paid by others.** On egress the kernel clones a packet before it asks the filter, so a
 flow at full speed costs some of the budget when nothing of it is kept, and only a pause would save that. Shedding
 others for it would blind the tap and save nothing; so beside the rejection of heavy flows there is always a fifth

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from guestagent.errors import HostError
+from guestagent.errors import HostError, RunError
 from guestagent.lab.hosts import Host
 
 _PACKET_STEERING = "/sys/class/net/{}/queues/rx-0/rps_cpus"
@@ -39,7 +39,10 @@ class Cores:
             host.cpus = self.world
         _shows_no_more_than(vm, self.vm)
         for host, interface, cpus in ((vm, "eth0", self.vm), (switch, port, self.world)):
-            host.call(Path(_PACKET_STEERING.format(interface)).write_text, bitmap(cpus))
+            try:
+                host.call(Path(_PACKET_STEERING.format(interface)).write_text, bitmap(cpus))
+            except RunError as error:
+                raise HostError("this kernel can't steer packets to a processor: it needs CONFIG_RPS") from error
 
 
 @contextmanager

@@ -148,6 +148,18 @@ def test_a_loop_in_one_of_several_copies_is_found(same_nic: bool) -> None:
         assert not simulate(steady, echo=0.0, same_nic=same_nic, copies=copies)[0]
 
 
+def test_samples_are_wanted_as_often_as_they_tell_something() -> None:
+    """Once a second while nothing is suspected; during a hold often, as it shall not outlast its purpose."""
+    detector, waits = LoopDetector(5.0), {Verdict.GO_ON: set(), Verdict.HOLD: set()}
+    assert detector.due_at == 5.0
+    for second in range(4):
+        now = detector.due_at
+        verdict = detector.step(now, Sample(*[second * 10**7] * 3))
+        waits[verdict].add(round(detector.due_at - now, 3))
+
+    assert waits == {Verdict.GO_ON: {1.0}, Verdict.HOLD: {0.03}}
+
+
 @pytest.mark.parametrize("load", [steady, bursts])
 def test_a_loop_behind_real_traffic_is_found(load: Load) -> None:
     """A loop that begins while real traffic was judged sound is found too, by its growth."""

@@ -1,6 +1,6 @@
 """Does the tap hurt the application? `python -m tests.bench.harm`; as root, nothing left behind.
 
-make bench-harm                                    into docs/bench; 40 minutes
+make bench-harm                                    into docs/bench; half an hour
 make bench-harm ARGS=--promises                    into docs/bench; what the design promises, 15 pairs; half an hour
 make bench-harm ARGS=--quick                       a look in three minutes, printed only
 make bench-harm ARGS=--gate                        for CI: short, fails only far from the design's promises
@@ -48,7 +48,7 @@ KINDS = {
     "gate": Kind(6, 1.0, lambda load: load.is_quick, ("cpu",)),
     # One TCP flow has a faster and a slower gait and keeps it for a cell: many cells tell more than long ones.
     "promises": Kind(15, 4.0, lambda load: load.is_promised, ("again", "cpu"), "promises"),
-    "whole": Kind(6, 1.0, lambda load: True, name="harm"),
+    "whole": Kind(6, 1.0, lambda load: True, ("full", "cpu", "tcpdump", "mirred"), "harm"),
 }
 
 

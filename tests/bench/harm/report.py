@@ -16,7 +16,7 @@ from tests.bench.harm import figures
 from tests.bench.harm.figures import Metric, Promise, Table, interval_ranks, promises
 from tests.bench.harm.loads import PROBE_PER_SECOND, UNITS
 from tests.bench.harm.rounds import WARM_SECONDS, Cell, Run
-from tests.bench.harm.taps import BUDGET, OFF
+from tests.bench.harm.taps import BUDGET, OFF, OFF_AGAIN
 from tests.bench.report import MOST_BUSY, rows
 
 LATENCIES: tuple[tuple[str, str, Metric], ...] = (
@@ -66,6 +66,7 @@ def _preamble(results: Results, table: Table) -> str:
         share = f"{results.busy_before:.0%}"
         warning = f"\n\n**Not quiet:** other work used {share} of the CPUs before the run; these numbers include it."
     count = table.pairs()
+    noise = "*off again* is a pair without any tap: what this machine makes of nothing. "
     return (
         "# Does the tap hurt the application?\n\n"
         f"`{results.command}` on {time.strftime('%Y-%m-%d', time.gmtime())}: {machine()}, {virtualisation()}, "
@@ -76,12 +77,10 @@ def _preamble(results: Results, table: Table) -> str:
         "Three hosts in network namespaces on a bridge: `vm` (tapped, it runs the application's servers), `peer`, "
         "`collector`; the copies leave through the NIC that is tapped. One core is the VM's, with all that it sends "
         "and receives; peer, switch and collector have the rest; none of them halts meanwhile. `bulk` is one TCP flow "
-        "(iperf3; "
-        "*in* is towards the VM), flat out or at a fraction of that; `udp` are frames of 512 bytes, half of them each "
-        f"way; `ask` are requests. Beside every load {PROBE_PER_SECOND:,} requests a second go to an echo server in "
-        "the VM over 16 connections, at times fixed beforehand, one in each period, where in it differs; a latency "
-        "counts from that time. *off again* is a pair "
-        "without any tap: what this machine makes of nothing. Every cell is in "
+        "(iperf3; *in* is towards the VM), flat out or at a fraction of that; `udp` are frames of 512 bytes, half of "
+        f"them each way; `ask` are requests. Beside every load {PROBE_PER_SECOND:,} requests a second go to an echo "
+        "server in the VM over 16 connections, at times fixed beforehand, one in each period, where in it differs; a "
+        f"latency counts from that time. {noise if OFF_AGAIN in table.taps else ''}Every cell is in "
         f"[{name}.csv]({name}.csv).{warning}\n\n![]({name}.png)"
     )
 
