@@ -185,7 +185,7 @@ class Agent:
         except OSError as error:
             if error.errno not in OUT_OF_FILES:
                 raise
-            self._blind_until = now + BLIND_SECONDS
+            self._blind_until, self._desk.is_held = now + BLIND_SECONDS, False
             log.warning("the host can't be looked at, copying goes on: %s", error.strerror)
 
     def _steer(self, now: float) -> None:

@@ -53,8 +53,6 @@ class Desk:
         self._was_capped = False
         self.gate = Gate(time.monotonic())
         """The caps on what leaves."""
-        self.handed_bytes, self.wire_bytes = 0, 0.0
-        """Ring bytes of all frames that the link was given, and what left of them."""
         self.gate_opens_at = inf
         """When what waits for a cap may leave; infinite where nothing waits for one."""
         self.selection = capture.wish.selection
@@ -219,7 +217,6 @@ class Desk:
         pending = self.window.send_next()
         if pending and pending.loan:
             self.gate.packets.spend(pending.loan.records)
-            self.handed_bytes += pending.loan.end - pending.loan.start
         return pending
 
     def allowance(self, now: float) -> float:
@@ -234,7 +231,6 @@ class Desk:
 
     def spent(self, wire_bytes: float, further_packets: int = 0) -> None:
         """So many left, with the headers of the packets that carry them; and packets beyond one for each record."""
-        self.wire_bytes += wire_bytes
         self.gate.spend(wire_bytes, further_packets)
 
     def acknowledged(self, sequence: int, collector_id: str, notes: dict[str, Any]) -> None:

@@ -65,8 +65,7 @@ class Loop:
         self._epoll.register(watched.fileno(), events)
         self._callbacks[watched.fileno()] = callback
         self._events[watched.fileno()] = events
-        if is_patient:
-            self._patient.add(watched.fileno())
+        (self._patient.add if is_patient else self._patient.discard)(watched.fileno())
 
     def change(self, watched: HasFileno, events: int) -> None:
         """Watch for other events."""

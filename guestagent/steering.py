@@ -15,6 +15,7 @@ from guestagent.governor.law import Governor
 from guestagent.governor.limits import (
     FULL_PACKET_BYTES,
     OWN_CORES,
+    RECORD_BYTES,
     Budgets,
     Counters,
     Limits,
@@ -131,12 +132,12 @@ class Steering:
             captured=total.captured,
             traffic=interface_traffic(source.interface.name for source in self._tap.sources),
             acked_bytes=total.delivered_bytes,
-            handed_bytes=self._desk.handed_bytes,
-            wire_bytes=self._desk.wire_bytes,
             ring_bytes=round(self._tap.ring_bytes * (1 - self._tap.kept_fraction())),
             ring_fill=self._tap.filled_fraction(),
             waiting_bytes=self._tap.waiting_bytes,
             ack_lag_seconds=self._ack_lag_seconds(now),
+            record_bytes=link.on_the_wire.record_bytes or RECORD_BYTES,
+            copies=link.on_the_wire.copies,
         )
         self.governor.tick(now, counters, self._meter.read(link.retransmitted()))
         return self._apply(now) and not self.limits.is_probe

@@ -11,7 +11,7 @@ from guestagent.governor import predict
 from guestagent.governor.bucket import Gate
 from guestagent.governor.demand import Sample
 from guestagent.governor.law import Governor
-from guestagent.governor.limits import DEFAULT_ORDER, Budgets, Counters, Limits, Rung, Traffic, Usage
+from guestagent.governor.limits import DEFAULT_ORDER, RECORD_BYTES, Budgets, Counters, Limits, Rung, Traffic, Usage
 from tests.traffic import MICE, Flows, Load
 
 STEP_SECONDS = 0.005
@@ -43,6 +43,8 @@ class Machine:
     pressed: Callable[[float], bool] = lambda now: False
     has_counters: bool = True
     has_clock: bool = True
+    record_bytes: int = RECORD_BYTES
+    """What a record takes beside its frame where it leaves."""
 
 
 MODEL = Machine()
@@ -172,15 +174,16 @@ def simulate(
         left = 0.0
         while ring and room > 0:
             size, number, taken, parts = ring[0]
-            part = min(1.0, room / size, packet_room / number)
-            gate.spend(size * part, number * part)
-            left += size * part
+            wire = size + number * (machine.record_bytes - RECORD_BYTES)
+            part = min(1.0, room / wire, packet_room / number)
+            gate.spend(wire * part, number * part)
+            left += wire * part
             if part < 1:
                 ring[0] = (size * (1 - part), number * (1 - part), taken, parts)
                 break
             ring.popleft()
             ring_used -= taken
-            room -= size
+            room -= wire
             packet_room -= number
             size = sum(sum(n * s for n, s in part.values()) for _, _, part in parts)
             number = sum(sum(n for n, _ in part.values()) for _, _, part in parts)
@@ -210,6 +213,8 @@ def simulate(
                 RING_BYTES,
                 fill,
                 now - ring[0][3][0][0] if ring else 0.0,
+                waiting_bytes=round(sum(one[0] for one in ring)),
+                record_bytes=machine.record_bytes,
             )
             own_seconds = own_history[0][1] if machine.has_clock else None
             usage = Usage(machine.cores, own_seconds, stalled, 0.0, 1, 0)

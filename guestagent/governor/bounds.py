@@ -39,11 +39,7 @@ GIVE_BACK_TO_CAP, GIVE_BACK_WHOLE_TO_CAP = 1.03, 0.98
 """A cap is kept by its bucket, so better limits may cost a little more than it; a full copy may not."""
 CAPS = ("rate", "packets")
 WIRE_OVERHEAD = 1.05
-"""Bytes on the wire for a byte of the ring, until it is known: 66 of headers in each 1,514, and reports."""
-WIRE_HALF_LIFE_SECONDS, LEAST_WIRE_BYTES = 2.0, 64 << 10
-"""Of what left, to know it by."""
-LEAST_WIRE_OVERHEAD, MOST_WIRE_OVERHEAD = 0.5, 10.0
-"""A record of 60 bytes is 156 in the ring and 110 in a tunnel; eight sensors may get a copy each."""
+"""Bytes on the wire for one of a record: 66 of headers in each 1,514, and reports."""
 YIELD_SHARE = 0.2
 MOST_STEP_SECONDS = 1.0
 """What was spent in a longer time than this is booked as if in this: the VM was suspended."""
@@ -112,30 +108,12 @@ def _bound(cause: str, tolerated: Cost, aim: Cost, order: Sequence[Rung], grant:
     return Bound(cause, tolerated, aim, order, aim.times(GIVE_BACK), aim.times(GIVE_BACK_WHOLE), grant)
 
 
-class WireOverhead:
-    """Bytes on the wire for one of the ring: fewer where a tunnel takes small frames, twice as many for two sensors."""
-
-    def __init__(self) -> None:
-        self.value = WIRE_OVERHEAD
-        self._ring_bytes = self._wire_bytes = 0.0
-
-    def step(self, seconds: float, ring_bytes: float, wire_bytes: float) -> None:
-        """So many ring bytes were handed to the link, and so many left the host."""
-        fade = 0.5 ** (seconds / WIRE_HALF_LIFE_SECONDS)
-        self._ring_bytes = self._ring_bytes * fade + ring_bytes
-        self._wire_bytes = self._wire_bytes * fade + wire_bytes
-        if min(self._ring_bytes, self._wire_bytes) >= LEAST_WIRE_BYTES:
-            found = self._wire_bytes / self._ring_bytes
-            self.value = max(LEAST_WIRE_OVERHEAD, min(MOST_WIRE_OVERHEAD, found))
-
-
 class Bounds:
     """All of them, at any moment."""
 
     def __init__(self, budgets: Budgets, cores: int, order: Sequence[Rung]) -> None:
         self._budgets, self._cores, self._order = budgets, cores, order
         self._yielding, self._back_pressure = Yielding(), BackPressure()
-        self.wire = WireOverhead()
         self.account = Account(budgets.cpu_percent / 100 * cores)
 
     def at(self, now: float, counters: Counters, usage: Usage, overheads: Overheads) -> list[Bound]:
@@ -157,7 +135,8 @@ class Bounds:
 
     def _caps(self, counters: Counters, record_bytes: float) -> Bound:
         """The caps, as far as the ring may delay what is beyond them."""
-        rate, packets = self._budgets.bytes_per_second / self.wire.value, self._budgets.packets_per_second
+        rate = self._budgets.bytes_per_second / WIRE_OVERHEAD / counters.copies
+        packets = self._budgets.packets_per_second / counters.copies
         tightest = min(rate, packets * record_bytes)
         waiting_seconds = counters.waiting_bytes / tightest
         most_bytes = min(RING_SHARE * counters.ring_bytes, MOST_WAIT_SECONDS * tightest)

@@ -26,8 +26,8 @@ STOPPED_FRACTION = 0.2
 REST_SECONDS = 60.0
 GROWTH_THAT_ENDS_REST = 4.0
 REST_BETWEEN_HOLDS_SECONDS = 0.5
-HELD_LOOK_SECONDS = 0.03
-"""A hold should not outlast its purpose; one look costs about 0.1 ms."""
+HELD_LOOK_SECONDS, FIRST_LOOK_SECONDS = 0.03, 0.25
+"""A hold should not outlast its purpose; one look costs about 0.1 ms. After it, what had to wait goes out at first."""
 
 
 class Verdict(Enum):
@@ -64,8 +64,13 @@ class LoopDetector:
     def step(self, now: float, sample: Sample) -> Verdict:
         """One sample in, one verdict out."""
         verdict = self._judge(now, sample)
-        rest_seconds = REST_BETWEEN_HOLDS_SECONDS if self._proofs else SUSPICION_SECONDS
-        self.due_at = now + (HELD_LOOK_SECONDS if verdict is Verdict.HOLD else rest_seconds)
+        if verdict is Verdict.HOLD:
+            wait_seconds = HELD_LOOK_SECONDS
+        elif self._since is None:
+            wait_seconds = FIRST_LOOK_SECONDS
+        else:
+            wait_seconds = REST_BETWEEN_HOLDS_SECONDS if self._proofs else SUSPICION_SECONDS
+        self.due_at = now + wait_seconds
         return verdict
 
     def _judge(self, now: float, sample: Sample) -> Verdict:

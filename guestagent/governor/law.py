@@ -43,9 +43,9 @@ within 4 s is held as if it stayed. Demand is forgotten within 2 s of its end, p
 it is tried; a try begins with an empty ring, ends when that is half full, and they come no closer than the hold.
 
 **Stability.** Demand does not depend on the limits, so prediction closes no loop. Two loops remain. The account:
-dc/dt = b - cost, and cost <= 0.9 b + c / 2 s in debt: a first-order lag of 2 s, twenty times the delay of a tick. The
-learning of our own cost: a third of the error each half second on bounded weights (predict.py). Where the model errs
-for good, the debt tightens the bound until the spending fits, and learning takes over.
+dc/dt = b - cost, and cost <= 0.9 b + c / 2 s in debt: a first-order lag of 2 s, eight times the delay of a steady tick.
+The learning of our own cost: a third of the error each half second on bounded weights (predict.py). Where the model
+errs for good, the debt tightens the bound until the spending fits, and learning takes over.
 
 **Caps** on bytes and packets are kept by token buckets (bucket.py); here they bound what may be captured. They delay
 before they limit: what a cap lets out in a second may wait in the ring. Half of that should, so that the cap is used.
@@ -63,7 +63,7 @@ from guestagent.governor.bounds import CAPS, Bound, Bounds, Overheads
 from guestagent.governor.demand import DemandEstimator, Sample
 from guestagent.governor.limits import DEFAULT_ORDER, Budgets, Counters, Limits, Rung, Usage
 from guestagent.governor.pace import PROBE_SECONDS, Pace, State
-from guestagent.governor.predict import RECORD_BYTES, CostModel
+from guestagent.governor.predict import CostModel
 from guestagent.governor.rates import Demand, Rates
 from guestagent.governor.reason import sentence
 from guestagent.governor.shed import Forecast, combined, severity, shed
@@ -169,12 +169,11 @@ class Governor:
         self._last = (now, counters, usage)
         seconds, captured = now - then, max(0, counters.captured - before.captured)
         traffic = counters.traffic.since(before.traffic) if counters.traffic and before.traffic else None
-        handed, sent = counters.handed_bytes - before.handed_bytes, counters.wire_bytes - before.wire_bytes
-        self._bounds.wire.step(seconds, handed, sent)
+        self.model.record_bytes = counters.record_bytes
         self.demand = self._estimator.close(seconds, captured, traffic, self._taken_bytes)
         total = self.demand.total
         self._book(seconds, captured, total, used, usage)
-        record_bytes = RECORD_BYTES + (total.original_bytes / total.packets if total.packets else 0.0)
+        record_bytes = counters.record_bytes + (total.original_bytes / total.packets if total.packets else 0.0)
         forecast = Forecast(self.demand, self.model, self._base)
         elephant_cores = forecast.elephant_cores(self._bounds.account.budget_cores)
         bounds = self._bounds.at(now, counters, usage, Overheads(record_bytes, self.model.idle.own, elephant_cores))

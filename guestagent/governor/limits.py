@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from guestagent.model import Selection
 
+RECORD_BYTES = 96
+"""What a record takes in the ring, and so in a stream, beside its frame: 92 bytes of headers, and padding to 8."""
 DEFAULT_CPU_PERCENT = 5.0
 """Of the whole VM: the share that operators accept for an agent; vendors report 2 to 30."""
 DEFAULT_BYTES_PER_SECOND = 200e6 / 8
@@ -149,10 +151,10 @@ class Counters(NamedTuple):
     """Fraction of the fullest ring that holds records: on loan *and* retired but not yet taken."""
     ack_lag_seconds: float = 0.0
     """Age of the oldest unacknowledged frame."""
-    handed_bytes: int = 0
-    """Ring bytes of the frames that the link was given."""
-    wire_bytes: float = 0.0
-    """What left of them, with all headers; 0 where each copy has a cap of its own."""
+    record_bytes: int = RECORD_BYTES
+    """What a record takes where it leaves, beside its frame."""
+    copies: int = 1
+    """That leave under the same caps."""
     waiting_bytes: int = 0
     """Ring bytes that were retired and not yet taken, as while a cap delays them."""
 

@@ -38,7 +38,7 @@ def interface_traffic(names: Iterable[str]) -> Traffic | None:
 
 
 def _counters(names: Iterable[str]) -> list[Any]:
-    counters = psutil.net_io_counters(pernic=True, nowrap=False)  # 64 bits on Linux; to look for wraps copies them all
+    counters = psutil.net_io_counters(pernic=True)
     return [counters[name] for name in names if name in counters]
 
 

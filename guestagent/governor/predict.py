@@ -19,6 +19,7 @@ a suspended VM, a missing reading or a busy neighbour moves little, and what the
 
 from typing import NamedTuple
 
+from guestagent.governor.limits import RECORD_BYTES
 from guestagent.governor.rates import Rates
 
 OWN_SECONDS_PER_PACKET = 0.4e-6
@@ -35,8 +36,6 @@ REJECTED_SECONDS_PER_BYTE = 6e-12
 COPY_SECONDS_PER_BYTE = 0.08e-9
 SHARE_MARGIN = 1.3
 
-RECORD_BYTES = 96
-"""What a record takes in the ring beside its frame: 92 bytes of headers, and padding to 8."""
 HEADERS_BYTES = 68
 """Ethernet, IPv4, TCP with timestamps; with IPv6 it is 20 more, with UDP 24 less."""
 MOST_HEADERS_BYTES, CUT = 128, 0.8
@@ -83,11 +82,6 @@ class Cost(NamedTuple):
         return max((part / max(limit, 1e-9), name) for part, limit, name in zip(self, bound, self._fields, strict=True))
 
 
-def whole_ring_bytes(slice_: str | int, offered: Rates) -> float:
-    """What traffic takes in the ring under a slice, were all of it kept."""
-    return offered.packets * (RECORD_BYTES + frame_bytes(slice_, offered)) if offered.packets > 0 else 0.0
-
-
 def frame_bytes(slice_: str | int, offered: Rates) -> float:
     """The mean bytes of a frame that a slice keeps; of frames that were seen cut, what was seen of them."""
     original = offered.original_bytes / offered.packets
@@ -106,6 +100,8 @@ class CostModel:
         self._margin = share_margin
         self.weights = (1.0, 1.0, 1.0)
         """Of idling, packets and bytes; learned."""
+        self.record_bytes = RECORD_BYTES
+        """What a record takes where it leaves, beside its frame."""
         self._readings = [0.0] * 4
 
     @property
@@ -130,6 +126,10 @@ class CostModel:
             + ring_bytes * COPY_SECONDS_PER_BYTE
         )
 
+    def whole_bytes(self, slice_: str | int, offered: Rates) -> float:
+        """What traffic takes under a slice where it leaves, were all of it kept."""
+        return offered.packets * (self.record_bytes + frame_bytes(slice_, offered)) if offered.packets > 0 else 0.0
+
     def price(self, packets: float, ring_bytes: float) -> float:
         """At most what records cost that were taken, in CPU seconds: as if all had gone out."""
         share = self.share(Rates(packets_out=packets), Rates(), ring_bytes)
@@ -138,7 +138,7 @@ class CostModel:
     def cost(self, offered: Rates, keep: float, slice_: str | int) -> Cost:
         """Of traffic of which a fraction is kept, sliced."""
         # The mean stands for all sizes: it overrates a slice that cuts some packets and not others, which is safe.
-        return self.cost_of(offered, keep, whole_ring_bytes(slice_, offered))
+        return self.cost_of(offered, keep, self.whole_bytes(slice_, offered))
 
     def cost_of(self, offered: Rates, keep: float, whole_bytes: float) -> Cost:
         """The same where it is known how many ring bytes the whole would take. Linear in all three."""

@@ -22,7 +22,7 @@ from itertools import accumulate
 from math import ceil, inf, log
 
 from guestagent.governor.limits import Limits, Rung
-from guestagent.governor.predict import Cost, CostModel, whole_ring_bytes
+from guestagent.governor.predict import Cost, CostModel
 from guestagent.governor.rates import Demand, Rates
 
 MOST_HEAVY = 16
@@ -121,7 +121,7 @@ class Forecast:
     def _bytes_under(self, slice_: str | int) -> float:
         if slice_ not in self._whole_bytes:
             parts = (self._demand.rest, *self._rates.values())
-            self._whole_bytes[slice_] = sum(whole_ring_bytes(slice_, rates) for rates in parts)
+            self._whole_bytes[slice_] = sum(self._model.whole_bytes(slice_, rates) for rates in parts)
         return self._whole_bytes[slice_]
 
     def elephant_cores(self, budget_cores: float) -> float:

@@ -16,7 +16,7 @@ from guestagent.capture.block import (
 )
 from guestagent.encap.segment import NO_OFFLOAD
 from guestagent.endpoint import Endpoint
-from guestagent.links.owner import LinkOwner, LinkState
+from guestagent.links.owner import LinkOwner, LinkState, OnTheWire
 from guestagent.links.spread import Spread
 from guestagent.loop import Loop
 from guestagent.tapstream.frames import BLOCK_PREFIX, BLOCK_PREFIX_BYTES, HEADER, HEADER_BYTES, Kind
@@ -175,6 +175,11 @@ class DirectLink:
         counts[str(interface)] = counts.get(str(interface), 0) + more
 
     # -- the end --------------------------------------------------------------------------------------------------
+
+    @property
+    def on_the_wire(self) -> OnTheWire:
+        """Frames in tunnels."""
+        return self._spread.on_the_wire
 
     def retransmitted(self) -> int | None:
         """Nothing is sent twice."""

@@ -5,7 +5,7 @@ Same frames, same window, same acknowledgements, so everything else of the agent
 
 from typing import Any, Protocol
 
-from guestagent.links.owner import LinkOwner, LinkState
+from guestagent.links.owner import LinkOwner, LinkState, OnTheWire
 from guestagent.tapstream.frames import HEADER, HEADER_BYTES, Frame
 from guestagent.tapstream.hello import AgentHello, CollectorHello
 
@@ -37,6 +37,8 @@ class Embedded(Protocol):
 
 class LocalLink:
     """See `links.owner.Link` for the contract."""
+
+    on_the_wire = OnTheWire()
 
     def __init__(self, place: str, collector: Embedded, owner: LinkOwner, now: float) -> None:
         self.state = LinkState(True, f"writing to {place}")

@@ -1,7 +1,7 @@
 """What a link asks of its owner, the agent's desk; every kind of link speaks to it in these words alone."""
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from guestagent.model import Exclusion
 from guestagent.tapstream.hello import AgentHello, CollectorHello
@@ -29,6 +29,15 @@ class LinkState:
     def copies(self) -> int:
         """How many streams carry each frame at this moment: `sent_bytes` are of all of them."""
         return max(1, sum(bool(one.get("serves")) for one in self.destinations))
+
+
+class OnTheWire(NamedTuple):
+    """What the governor has to reckon with, beside what is in the ring."""
+
+    record_bytes: int | None = None
+    """What a record takes beside its frame; None where it leaves as it is in the ring."""
+    copies: int = 1
+    """That leave under the same caps."""
 
 
 class LinkOwner(Protocol):
@@ -71,6 +80,10 @@ class Link(Protocol):
     @property
     def state(self) -> LinkState:
         """How it is."""
+
+    @property
+    def on_the_wire(self) -> OnTheWire:
+        """What becomes of records there."""
 
     @property
     def is_blocked(self) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any, Protocol
 
-from guestagent.links.owner import LinkState
+from guestagent.links.owner import LinkState, OnTheWire
 from guestagent.links.stream import StreamLink
 
 
@@ -22,7 +22,9 @@ class Books(Protocol):
 
 
 class ReplicateLink:
-    """See `links.owner.Link` for the contract."""
+    """See `links.owner.Link` for the contract; each copy has caps of its own."""
+
+    on_the_wire = OnTheWire()
 
     def __init__(self, links: Sequence[StreamLink], books: Books) -> None:
         self._links, self._books = links, books

@@ -12,6 +12,7 @@ from typing import Any
 from guestagent.encap.flow import flow_hash, pick, source_port
 from guestagent.endpoint import Endpoint
 from guestagent.links.destination import CHECK_SECONDS, Captures, Destination
+from guestagent.links.owner import OnTheWire
 from guestagent.links.way import Lane, Record, Way
 from guestagent.loop import Loop
 
@@ -59,6 +60,12 @@ class Spread:
     def is_blocked(self) -> bool:
         """Does the kernel take no more at the moment?"""
         return any(way.is_blocked for way in self._by_name.values())
+
+    @property
+    def on_the_wire(self) -> OnTheWire:
+        """By the dearest way."""
+        copies = max(1, len(self._by_name)) if self._is_replicate else 1
+        return OnTheWire(max((way.record_bytes for way in self._by_name.values()), default=None), copies)
 
     @property
     def frame_bytes(self) -> int:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from guestagent.endpoint import Endpoint
 from guestagent.links.channel import Channel, Phase
 from guestagent.links.collectors import ALONE, HEALTHY_PONGS, WITH_OTHERS, Patience, Rota
-from guestagent.links.owner import LinkOwner, LinkState
+from guestagent.links.owner import LinkOwner, LinkState, OnTheWire
 from guestagent.links.pulse import Loss
 from guestagent.links.resolve import Resolver
 from guestagent.loop import READABLE, Loop
@@ -53,6 +53,8 @@ class Collector:
 class StreamLink:
     """Collectors in order of preference; see `links.owner.Link` for the contract."""
 
+    on_the_wire = OnTheWire()
+
     def __init__(
         self,
         endpoints: Sequence[Endpoint],
@@ -66,10 +68,8 @@ class StreamLink:
         self._collectors = [Collector(one) for one in endpoints]
         self.state = LinkState(False, f"not yet connected to {', '.join(one.name for one in self._collectors)}")
         self._owner, self._loop, self._tls = owner, loop, tls
-        self._allow_cleartext = allow_cleartext
-        self._backoff = backoff or Backoff()
-        self._rota = Rota(len(self._collectors))
-        self._loss = Loss()
+        self._allow_cleartext, self._backoff = allow_cleartext, backoff or Backoff()
+        self._rota, self._loss = Rota(len(self._collectors)), Loss()
         self._segment_bytes = 0
         for collector in self._collectors:
             loop.watch(collector.resolver, READABLE, partial(self._resolved, collector))

@@ -70,6 +70,11 @@ class Way:
         """Lanes where something waits, in the order in which they leave."""
 
     @property
+    def record_bytes(self) -> int:
+        """What a record of one frame takes on the wire beside it."""
+        return self.sender.outer_bytes + self._tunnel.header_bytes
+
+    @property
     def is_empty(self) -> bool:
         """Has all left that was added?"""
         return not self._busy

@@ -42,7 +42,7 @@ class Cores:
             try:
                 host.call(Path(_PACKET_STEERING.format(interface)).write_text, bitmap(cpus))
             except RunError as error:
-                raise HostError("this kernel can't steer packets to a processor: it needs CONFIG_RPS") from error
+                raise HostError(f"packets are steered to no processor (it needs CONFIG_RPS, root): {error}") from error
 
 
 @contextmanager

@@ -12,11 +12,13 @@ from tests.bench.cores import bitmap, one_for_the_vm
 ONE_ONLY = len(os.sched_getaffinity(0)) < 2
 
 
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to steer packets")
 @pytest.mark.skipif(ONE_ONLY, reason="needs two processors")
-def test_the_vm_has_a_core_of_its_own() -> None:
+def test_the_vm_has_a_core_of_its_own(lab: Lab) -> None:
     """Its processes run there and count one core, what it receives is worked on there; everyone else is elsewhere."""
     before = os.sched_getaffinity(0)
-    with Lab() as lab, one_for_the_vm() as cores:
+    with one_for_the_vm() as cores:
         vm, peer = lab.host("vm"), lab.host("peer")
         switch = lab.bridge(vm, peer)
         cores.place(vm, switch, "port1", [peer])

@@ -30,6 +30,8 @@ from tests.traffic import (
     square,
 )
 
+MICE_OF_A_TUNNEL = Flows(23, 500, 1000, 100)
+
 # -- budget -----------------------------------------------------------------------------------------------------------
 
 
@@ -174,6 +176,22 @@ def test_the_rate_cap_is_kept_without_loss(load: str) -> None:
     seconds = zip(sums, sums[round(1 / STEP_SECONDS) :], strict=False)
 
     assert max(after - before for before, after in seconds) <= 25e6 * 1.05
+    assert trace.dropped == 0
+
+
+@pytest.mark.parametrize("part", [0.96, 1.02, 1.1, 1.2])
+def test_a_tunnel_is_no_see_saw(part: float) -> None:
+    """An elephant that fills a cap and more: its headers take less in a tunnel than in the ring, its frames as much."""
+    rate = 2.5e6
+    bulk = Flows(22, 1, part * rate / 9000, 9000)
+    trace = simulate(
+        lambda _now: [(MICE_OF_A_TUNNEL, 1.0), (bulk, 1.0)],
+        Machine(record_bytes=50),
+        budgets=Budgets(bytes_per_second=rate, cpu_percent=inf),
+        seconds=60,
+    )
+
+    assert trace.turns() <= 1
     assert trace.dropped == 0
 
 

@@ -26,7 +26,7 @@ from tests.bench.harm.loads import LOADS
 from tests.bench.harm.meters import Counted, Worked
 from tests.bench.harm.rounds import Cell, Run, plan
 from tests.bench.harm.sensors import PcapCounter, count_run
-from tests.bench.harm.shares import looks_at_capture
+from tests.bench.harm.shares import share_of
 from tests.bench.harm.taps import BUDGET, OFF
 from tests.bench.harm.tidy import MARK, remove_if_dead
 from tests.bench.harm.windows import Window
@@ -243,9 +243,10 @@ def test_capture_is_what_others_pay() -> None:
      0.01%             2      553:python           tpacket_rcv
      0.01%             1    18790:kworker/u8:3-ev  prb_retire_rx_blk_timer_expired
 """
-    assert 140 + 77 + 51 + 1 == looks_at_capture(told, 553)
-    with pytest.raises(RunError, match="perf told nothing"):
-        looks_at_capture("", 553)
+    assert share_of(told, 553) == (140 + 77 + 51 + 1) / (11044 + 140 + 77 + 51 + 2 + 1)
+    for nothing in ("", told.replace("tpacket", "").replace("xmit", "").replace("retire", "")):
+        with pytest.raises(RunError, match="perf saw no capture in"):
+            share_of(nothing, 553)
 
 
 def test_a_bitmap_is_in_words_of_32() -> None:

@@ -4,7 +4,7 @@ from math import inf
 
 import pytest
 
-from guestagent.governor.bounds import ORDINARY_SHARE, WIRE_OVERHEAD, Account, Overheads, WireOverhead
+from guestagent.governor.bounds import ORDINARY_SHARE, Account, Overheads
 from guestagent.governor.limits import DEFAULT_ORDER, Counters, Rung, Usage
 from guestagent.governor.pressure import BackPressure, Yielding
 
@@ -30,19 +30,6 @@ def test_an_elephant_that_cannot_be_paid_for_takes_no_more_than_others_leave() -
     assert elephant.aim.cpu == pytest.approx(0.09)
     assert everyone.aim.cpu == pytest.approx(0.02 + 0.15 + ORDINARY_SHARE * 0.1)
     assert (elephant.order, everyone.order) == ((Rung.HEAVY, Rung.THIN), DEFAULT_ORDER)
-
-
-def test_what_a_byte_of_the_ring_takes_on_the_wire_is_learned() -> None:
-    """From what left lately; a link that tells nothing, as one of several copies, leaves the guess."""
-    wire, silent = WireOverhead(), WireOverhead()
-    for _ in range(40):
-        silent.step(0.25, 100_000, 0.0)
-        wire.step(0.25, 100_000, 77_000.0)
-    assert silent.value == WIRE_OVERHEAD
-    assert wire.value == pytest.approx(0.77)
-    for _ in range(40):
-        wire.step(0.25, 100_000, 210_000.0)
-    assert wire.value == pytest.approx(2.1, rel=0.05)
 
 
 def test_a_suspended_vm_owes_little() -> None:

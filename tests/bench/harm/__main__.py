@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from guestagent.errors import GuestagentError, HostError
+from guestagent.errors import ConfigError, GuestagentError, HostError
 from tests.bench.clocks import busy_share
 from tests.bench.harm import report, rounds, tidy, windows
 from tests.bench.harm.loads import LOADS, Load
@@ -59,6 +59,8 @@ def main() -> int:
         raise HostError("it counts the CPU of processes in other network namespaces: run it with sudo")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that every `with` cleans up
     if flags.kind == "windows":
+        if flags.taps or flags.seconds:
+            raise ConfigError("--windows knows one tap and windows of 5 s: leave --taps and --seconds out")
         return _windows(flags)
     kind = KINDS[flags.kind]
     seconds = flags.seconds or kind.seconds
@@ -83,7 +85,9 @@ def _windows(flags: argparse.Namespace) -> int:
     text = windows.markdown(found, _command())
     print(text)
     if flags.out or not flags.only:
-        Path(flags.out or OUTPUT, "WINDOWS.md").write_text(text)
+        directory = flags.out or OUTPUT
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "WINDOWS.md").write_text(text)
     return 0
 
 
@@ -100,7 +104,7 @@ def _verdict(results: report.Results) -> int:
 
 def _flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.harm", description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, help="default: 6; 15 with --promises")
+    parser.add_argument("--rounds", type=int, help="default: 6; 15 with --promises, 3 with --windows")
     parser.add_argument("--seconds", type=float, help="of one cell; iperf3 takes whole ones; default: 1")
     kinds = parser.add_mutually_exclusive_group()
     for word, told in (

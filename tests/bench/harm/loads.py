@@ -38,7 +38,7 @@ class Load:
     """Of the rate that the machine reaches without a tap."""
     inbound: bool = False
     is_window: bool = False
-    """Here the design promises the CPU added in every five seconds."""
+    """Here the design promises own time and capture in every five seconds."""
     is_quick: bool = False
     """Part of short runs."""
     is_moderate: bool = False

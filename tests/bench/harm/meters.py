@@ -42,12 +42,12 @@ class Meters:
     def __init__(self, scene: Scene, running: Running) -> None:
         self._scene, self._running = scene, running
         self._counted = self._count()
-        self._busy, self._before = BusyClock(scene.vm.cpus), _cpu_seconds(running.pids)
+        self._busy, self._before = BusyClock(scene.vm.cpus), cpu_seconds(running.pids)
 
     def worked(self) -> Worked:
         """Since it was made, the time included in which the last blocks retire."""
         time.sleep(SETTLE_SECONDS)
-        return Worked(self._busy.seconds(), _cpu_seconds(self._running.pids) - self._before)
+        return Worked(self._busy.seconds(), cpu_seconds(self._running.pids) - self._before)
 
     def counted(self) -> Counted:
         """Since it was made, once the last packet has arrived."""
@@ -74,7 +74,8 @@ class Meters:
         )
 
 
-def _cpu_seconds(pids: Sequence[int]) -> float:
+def cpu_seconds(pids: Sequence[int]) -> float:
+    """Of a tap's processes so far; RunError where one has ended."""
     try:
         return process_seconds(*pids)
     except OSError as error:

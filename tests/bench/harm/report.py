@@ -76,11 +76,12 @@ def _preamble(results: Results, table: Table) -> str:
         f"{_interval(count)}\n\n"
         "Three hosts in network namespaces on a bridge: `vm` (tapped, it runs the application's servers), `peer`, "
         "`collector`; the copies leave through the NIC that is tapped. One core is the VM's, with all that it sends "
-        "and receives; peer, switch and collector have the rest; none of them halts meanwhile. `bulk` is one TCP flow "
-        "(iperf3; *in* is towards the VM), flat out or at a fraction of that; `udp` are frames of 512 bytes, half of "
-        f"them each way; `ask` are requests. Beside every load {PROBE_PER_SECOND:,} requests a second go to an echo "
-        "server in the VM over 16 connections, at times fixed beforehand, one in each period, where in it differs; a "
-        f"latency counts from that time. {noise if OFF_AGAIN in table.taps else ''}Every cell is in "
+        "and receives; peer, switch and collector have the rest; none of them halts meanwhile where the kernel lets "
+        "it. The agent yields to nobody (`--yield off`): pressure is told of the machine, the world included. `bulk` "
+        "is one TCP flow (iperf3; *in* is towards the VM), flat out or at a fraction of that; `udp` are frames of 512 "
+        f"bytes, half of them each way; `ask` are requests. Beside every load {PROBE_PER_SECOND:,} requests a second "
+        "go to an echo server in the VM over 16 connections, at times fixed beforehand, one in each period, where in "
+        f"it differs; a latency counts from that time. {noise if OFF_AGAIN in table.taps else ''}Every cell is in "
         f"[{name}.csv]({name}.csv).{warning}\n\n![]({name}.png)"
     )
 

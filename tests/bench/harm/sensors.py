@@ -86,8 +86,7 @@ def count_stream(address: str, port: int, tally: Tally) -> None:
 
 
 def _serve(address: str, port: int, talk: Callable[[socket.socket], None]) -> None:
-    # In life it has a machine of its own; here it must not take the core from the application that is measured.
-    stand_back()
+    stand_back()  # it shares the world's core with those who ask the application
     with socket.create_server((address, port)) as server:
         while True:
             stream, _ = server.accept()
@@ -99,7 +98,7 @@ def _serve(address: str, port: int, talk: Callable[[socket.socket], None]) -> No
 
 
 def _converse(stream: socket.socket, tally: Tally) -> None:
-    """Into one buffer, a whole frame with one call, as the sink of tests.bench: the cores are the application's too."""
+    """Into one buffer, a whole frame with one call, as the sink of tests.bench: its core is the askers', too."""
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     buffer = memoryview(bytearray(MOST_BLOCK_BYTES + BLOCK_PREFIX_BYTES))
     acks, held, readable = AckClock(DEFAULT_RING_BYTES), 0, poll()

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from guestagent.errors import RunError
 from guestagent.lab.hosts import Lab
-from tests.bench.clocks import machine, process_seconds
+from tests.bench.clocks import machine
 from tests.bench.cores import one_for_the_vm
 from tests.bench.harm.echo import ECHO_PORT, serve_echo
 from tests.bench.harm.loads import Load, Work, calibrate
+from tests.bench.harm.meters import cpu_seconds
 from tests.bench.harm.rounds import CALIBRATION_SECONDS, WARM_SECONDS
-from tests.bench.harm.shares import LOOKS_PER_SECOND, capture_seconds, record
+from tests.bench.harm.shares import LOOKS_PER_SECOND, capture_share, record
 from tests.bench.harm.taps import BUDGET, TAPS, Running
 from tests.bench.report import rows
 from tests.bench.scene import Scene
@@ -25,8 +27,8 @@ WINDOW_SECONDS = 5.0
 LIMIT_PERCENT = 5.5
 ROUNDS = 3
 _IN_A_ROW = 4
-_BETWEEN_SECONDS = 1.0
-"""More than perf takes to begin, to end and to be read."""
+_BETWEEN_SECONDS = 2.0
+"""More than perf takes to begin and to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +59,21 @@ def measure(loads: Sequence[Load], rounds: int, directory: Path, say: Callable[[
                 with TAPS[BUDGET](scene) as running:
                     work = Work(scene, load, WARM_SECONDS, _IN_A_ROW * (WINDOW_SECONDS + _BETWEEN_SECONDS), capacity)
                     time.sleep(WARM_SECONDS)
-                    found += [_window(scene, load.name, running, directory) for _ in range(_IN_A_ROW)]
+                    begun = time.monotonic()
+                    owns = [_record(scene, running, directory / str(at)) for at in range(_IN_A_ROW)]
+                    if time.monotonic() - begun > _IN_A_ROW * (WINDOW_SECONDS + _BETWEEN_SECONDS):
+                        raise RunError(f"{load.name}: the windows outlasted the load")
                     work.finish()
+                shares = [capture_share(directory / str(at), running.pids[0]) for at in range(_IN_A_ROW)]
+                found += [Window(load.name, 100 * own, 100 * at) for own, at in zip(owns, shares, strict=True)]
         return found
 
 
-def _window(scene: Scene, load: str, running: Running, directory: Path) -> Window:
-    (pid,), cpus, looks = running.pids, scene.vm.cpus, directory / "looks"
-    before, start = process_seconds(pid), time.monotonic()
-    record(cpus, WINDOW_SECONDS, looks)
-    own = (process_seconds(pid) - before) / (time.monotonic() - start)
-    return Window(load, 100 * own / len(cpus), 100 * capture_seconds(looks, pid) / WINDOW_SECONDS / len(cpus))
+def _record(scene: Scene, running: Running, to: Path) -> float:
+    """One window: the part of the VM's processors that the process takes."""
+    before, start = cpu_seconds(running.pids), time.monotonic()
+    record(scene.vm.cpus, WINDOW_SECONDS, to)
+    return (cpu_seconds(running.pids) - before) / (time.monotonic() - start) / len(scene.vm.cpus)
 
 
 def markdown(windows: Sequence[Window], command: str) -> str:
