@@ -174,8 +174,8 @@ class Agent:
             rest_until = 0.0 if self._link.is_blocked else now + REST_SECONDS
 
     def _patience_seconds(self) -> float:
-        is_calm = self._link.state.connected and not self._link.is_blocked
-        return PATIENCE_SECONDS if is_calm and self._tap.filled_fraction() < PATIENT_FILL else 0.0
+        is_calm = not self._link.is_blocked and self._tap.filled_fraction() < PATIENT_FILL
+        return PATIENCE_SECONDS if is_calm and self._link.state.connected else 0.0
 
     def _look(self, step: Callable[[float], None], now: float) -> None:
         """Do what looks at the host and takes descriptors for it."""

@@ -124,7 +124,7 @@ class Steering:
 
     def tick(self, now: float, link: Link) -> bool:
         """Ask the governor, obey; whether something is kept otherwise than before, but for a probe."""
-        total = self._tap.refresh()
+        total, wire = self._tap.refresh(), link.on_the_wire
         taken = self._tap.taken_records, total.captured_ring_bytes
         self.governor.taken(taken[0] - self._taken[0], taken[1] - self._taken[1])
         self._taken = taken
@@ -136,8 +136,8 @@ class Steering:
             ring_fill=self._tap.filled_fraction(),
             waiting_bytes=self._tap.waiting_bytes,
             ack_lag_seconds=self._ack_lag_seconds(now),
-            record_bytes=link.on_the_wire.record_bytes or RECORD_BYTES,
-            copies=link.on_the_wire.copies,
+            record_bytes=wire.record_bytes or RECORD_BYTES,
+            copies=wire.copies,
         )
         self.governor.tick(now, counters, self._meter.read(link.retransmitted()))
         return self._apply(now) and not self.limits.is_probe

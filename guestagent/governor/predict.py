@@ -48,7 +48,7 @@ WEIGHT_BOUNDS = (0.3, 4.0)
 
 
 class Cost(NamedTuple):
-    """Per second: cores, own and altogether; ring bytes and records that must leave. Also a bound on each of these."""
+    """Per second: cores, own and altogether; bytes and records that must leave. Also a bound on each of these."""
 
     cpu: float = 0.0
     own: float = 0.0
@@ -141,7 +141,7 @@ class CostModel:
         return self.cost_of(offered, keep, self.whole_bytes(slice_, offered))
 
     def cost_of(self, offered: Rates, keep: float, whole_bytes: float) -> Cost:
-        """The same where it is known how many ring bytes the whole would take. Linear in all three."""
+        """The same where it is known how many bytes the whole would take. Linear in all three."""
         kept, ring_bytes = offered.packets * keep, whole_bytes * keep
         own = self.own_cores(kept, ring_bytes)
         share = self.share(offered.scaled(keep), offered.scaled(1 - keep), ring_bytes)

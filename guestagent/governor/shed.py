@@ -89,7 +89,8 @@ class Forecast:
         self._rates, self._total = dict(demand.flows), demand.total
         self._unavoidable = model.idle.plus(model.cost(demand.unselected, 0.0, base.slice))
         self._whole_bytes: dict[str | int, float] = {}
-        """Ring bytes of everything, by slice."""
+        """Bytes that everything takes where it leaves, by slice."""
+        self._heavy: dict[Cost, tuple[int, ...]] = {}
         self._differences: dict[tuple[int, float, float, str | int], Cost] = {}
 
     def cost(self, limits: Limits) -> Cost:
@@ -131,9 +132,11 @@ class Forecast:
 
     def heavy(self, bound: Cost) -> tuple[int, ...]:
         """The flows that are heavy against a bound, heaviest first."""
-        ordinary = bound.times(HEAVY_SHARE)
-        found = [(cost.worst(bound)[0], flow) for flow, cost in self._wholes if not cost.fits(ordinary)]
-        return tuple(flow for _, flow in sorted(found, reverse=True)[:MOST_HEAVY])
+        if bound not in self._heavy:
+            ordinary = bound.times(HEAVY_SHARE)
+            found = [(cost.worst(bound)[0], flow) for flow, cost in self._wholes if not cost.fits(ordinary)]
+            self._heavy[bound] = tuple(flow for _, flow in sorted(found, reverse=True)[:MOST_HEAVY])
+        return self._heavy[bound]
 
     @cached_property
     def _wholes(self) -> list[tuple[int, Cost]]:

@@ -62,6 +62,11 @@ class DirectLink:
         self._has_virtio = owner.hello().layout == LAYOUT_VIRTIO
         owner.resumed(CollectorHello(NAME, "", None, {}))
 
+    @property
+    def on_the_wire(self) -> OnTheWire:
+        """Frames in tunnels."""
+        return self._spread.on_the_wire
+
     # -- time -----------------------------------------------------------------------------------------------------
 
     def deadline(self) -> float:
@@ -175,11 +180,6 @@ class DirectLink:
         counts[str(interface)] = counts.get(str(interface), 0) + more
 
     # -- the end --------------------------------------------------------------------------------------------------
-
-    @property
-    def on_the_wire(self) -> OnTheWire:
-        """Frames in tunnels."""
-        return self._spread.on_the_wire
 
     def retransmitted(self) -> int | None:
         """Nothing is sent twice."""

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 from guestagent.errors import GuestagentError, HostError
 from guestagent.lab.hosts import Lab
+from tests.bench.perf import report
 from tests.bench.scene import LOADS, Load, Scene
 from tests.bench.taps import stream
 
@@ -27,18 +28,13 @@ SYMBOLS = {
 """Names of the kernel that may stand for it; the first that is found counts."""
 
 
-def shares(report: str) -> dict[str, float]:
+def shares(told: str) -> dict[str, float]:
     """Name to percent of `perf report --sort X`, whose lines are `  12.34%  name` or with a second column between."""
     found: dict[str, float] = {}
-    for line in report.splitlines():
+    for line in told.splitlines():
         if row := re.match(r"\s*(?P<percent>[\d.]+)%\s+(?:[\d.]+%\s+)?(?:\[[k.]\] )?(?P<name>\S+)", line):
             found.setdefault(row["name"], float(row["percent"]))
     return found
-
-
-def _report(data: Path, *words: str) -> dict[str, float]:
-    command = ["perf", "report", "--stdio", "-g", "none", "-i", str(data), *words]
-    return shares(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def profile(scene: Scene, load: Load, pid: int, seconds: float, data: Path) -> dict[str, float]:
@@ -47,7 +43,8 @@ def profile(scene: Scene, load: Load, pid: int, seconds: float, data: Path) -> d
     recorder = subprocess.Popen([*command, "-o", str(data), "--", "sleep", str(seconds)], stderr=subprocess.DEVNULL)
     load.make(scene, load.inbound, seconds + 1)
     recorder.wait()
-    parts, inclusive = _report(data, "--no-children", "--sort", "dso"), _report(data, "--children", "--sort", "sym")
+    parts = shares(report(str(data), "--no-children", "--sort", "dso"))
+    inclusive = shares(report(str(data), "--children", "--sort", "sym"))
     kernel = sum(share for name, share in parts.items() if name.startswith("[kernel"))
     by_symbol = {
         label: next((inclusive[one] for one in names.split("|") if one in inclusive), 0.0)

@@ -5,7 +5,8 @@ minute slows both. The order of the taps moves on by one from load to load and f
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from guestagent.errors import GuestagentError
@@ -21,7 +22,7 @@ from tests.bench.taps import FOREIGN
 
 _FIRST_SECONDS, _FIRST_PER_SECOND = 0.1, 5_000
 """The first packets of a tap meet cold caches and slow start."""
-CALIBRATION_SECONDS = 2.0
+_CALIBRATION_SECONDS = 2.0
 WARM_SECONDS = 2.0
 """A governor has to see a load before it can know it: what is promised is promised after this."""
 
@@ -72,16 +73,22 @@ def plan(rounds: int, taps: Sequence[str], loads: Sequence[Load]) -> list[Row]:
     return rows
 
 
-def measure(rows: Sequence[Row], seconds: float, say: Callable[[str], None]) -> Run:
-    """All cells."""
-    cells: list[Cell] = []
-    missing: dict[str, str] = {}
+@contextmanager
+def stage(seconds: float, say: Callable[[str], None]) -> Iterator[tuple[Scene, Capacity]]:
+    """A VM with a core and servers of its own, and what it reaches in so many seconds."""
     with Lab() as lab, one_for_the_vm() as cores:
         scene = Scene(lab, offloads=True, cores=cores)
         scene.vm.start(serve_echo)
         scene.vm.wait_for_port(ECHO_PORT)
         say("what the machine gives")
-        capacity = calibrate(scene, min(seconds, CALIBRATION_SECONDS))
+        yield scene, calibrate(scene, min(seconds, _CALIBRATION_SECONDS))
+
+
+def measure(rows: Sequence[Row], seconds: float, say: Callable[[str], None]) -> Run:
+    """All cells."""
+    cells: list[Cell] = []
+    missing: dict[str, str] = {}
+    with stage(seconds, say) as (scene, capacity):
         for number, load, names in rows:
             say(f"round {number + 1}: {load.name}")
             for name in names:

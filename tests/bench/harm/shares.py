@@ -7,11 +7,11 @@ latencies are measured, for the looks themselves take two hundredths of the proc
 """
 
 import re
-import subprocess
 from collections.abc import Collection
 from pathlib import Path
 
-from guestagent.errors import HostError, RunError
+from guestagent.errors import RunError
+from tests.bench.perf import perf, report
 
 LOOKS_PER_SECOND = 4_000
 """In five seconds 20,000: of a share of 5 %, the standard error is 0.15 %."""
@@ -25,13 +25,13 @@ def record(cpus: Collection[int], seconds: float, to: Path) -> None:
     """Look at these processors for so long."""
     clock = ["-e", "cpu-clock", "-c", str(_NS_PER_SECOND // LOOKS_PER_SECOND)]
     where = ["-C", ",".join(map(str, sorted(cpus))), "-g", "-o", str(to)]
-    _run(["perf", "record", "-q", *clock, *where, "--", "sleep", str(seconds)])
+    perf("record", "-q", *clock, *where, "--", "sleep", str(seconds))
 
 
 def capture_share(recorded: Path, own_pid: int) -> float:
     """The part of these processors' time that the capture took, that in `own_pid` not counted."""
-    report = ["perf", "report", "-i", str(recorded), "--stdio", "-q", "-n", "--no-children", "-g", "none"]
-    return share_of(_run([*report, "-p", "|".join(CAPTURE), "--sort", "pid,parent"]), own_pid)
+    told = report(str(recorded), "-q", "-n", "--no-children", "-p", "|".join(CAPTURE), "--sort", "pid,parent")
+    return share_of(told, own_pid)
 
 
 def share_of(told: str, own_pid: int) -> float:
@@ -48,13 +48,3 @@ def share_of(told: str, own_pid: int) -> float:
     if not at_capture:
         raise RunError(f"perf saw no capture in {looks} looks: is kernel.kptr_restrict above 1?")
     return at_capture / looks
-
-
-def _run(argv: list[str]) -> str:
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    except FileNotFoundError as error:
-        raise HostError("it needs perf: apt-get install linux-perf") from error
-    if done.returncode != 0:
-        raise HostError(f"`{' '.join(argv[:2])}` failed: {done.stderr.strip()}")
-    return done.stdout

@@ -11,13 +11,10 @@ from pathlib import Path
 from statistics import median
 
 from guestagent.errors import RunError
-from guestagent.lab.hosts import Lab
 from tests.bench.clocks import machine
-from tests.bench.cores import one_for_the_vm
-from tests.bench.harm.echo import ECHO_PORT, serve_echo
-from tests.bench.harm.loads import Load, Work, calibrate
+from tests.bench.harm.loads import Load, Work
 from tests.bench.harm.meters import cpu_seconds
-from tests.bench.harm.rounds import CALIBRATION_SECONDS, WARM_SECONDS
+from tests.bench.harm.rounds import WARM_SECONDS, stage
 from tests.bench.harm.shares import LOOKS_PER_SECOND, capture_share, record
 from tests.bench.harm.taps import BUDGET, TAPS, Running
 from tests.bench.report import rows
@@ -47,12 +44,8 @@ class Window:
 
 def measure(loads: Sequence[Load], rounds: int, directory: Path, say: Callable[[str], None]) -> list[Window]:
     """Some windows of each load in each round, of one agent each."""
-    with Lab() as lab, one_for_the_vm() as cores:
-        scene = Scene(lab, offloads=True, cores=cores)
-        scene.vm.start(serve_echo)
-        scene.vm.wait_for_port(ECHO_PORT)
-        capacity = calibrate(scene, CALIBRATION_SECONDS)
-        found = []
+    found = []
+    with stage(WINDOW_SECONDS, say) as (scene, capacity):
         for number in range(rounds):
             for load in loads:
                 say(f"round {number + 1}: {load.name}")
@@ -66,7 +59,7 @@ def measure(loads: Sequence[Load], rounds: int, directory: Path, say: Callable[[
                     work.finish()
                 shares = [capture_share(directory / str(at), running.pids[0]) for at in range(_IN_A_ROW)]
                 found += [Window(load.name, 100 * own, 100 * at) for own, at in zip(owns, shares, strict=True)]
-        return found
+    return found
 
 
 def _record(scene: Scene, running: Running, to: Path) -> float:
