@@ -43,7 +43,7 @@ within 4 s is held as if it stayed. Demand is forgotten within 2 s of its end, p
 it is tried; a try begins with an empty ring, ends when that is half full, and they come no closer than the hold.
 
 **Stability.** Demand does not depend on the limits, so prediction closes no loop. Two loops remain. The account:
-dc/dt = b - cost, and cost <= 0.9 b + c / 2 s in debt: a first-order lag of 2 s, eight times the delay of a steady tick.
+dc/dt = b - cost, and cost <= 0.9 b + c / 2 s in debt: a first-order lag of 2 s, four times the delay of a steady tick.
 The learning of our own cost: a third of the error each half second on bounded weights (predict.py). Where the model
 errs for good, the debt tightens the bound until the spending fits, and learning takes over.
 
@@ -177,10 +177,10 @@ class Governor:
         forecast = Forecast(self.demand, self.model, self._base)
         elephant_cores = forecast.elephant_cores(self._bounds.account.budget_cores)
         bounds = self._bounds.at(now, counters, usage, Overheads(record_bytes, self.model.idle.own, elephant_cores))
-        steady = self._steady.selection
+        selection = self._steady.selection
         self._decide(now, forecast, bounds)
         self.limits = self._probe(now, forecast) or self._steady
-        has_moved = self._steady.selection != steady
+        has_moved = self._steady.selection._replace(heavy_fraction=selection.heavy_fraction) != selection
         self._pace.ticked(now, counters.ring_fill, self._state(), self.model, has_moved=has_moved)
         return self.limits
 

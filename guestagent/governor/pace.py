@@ -1,8 +1,8 @@
 """When the next tick is due, and how closely to look until then: the more, the more changes. Pure.
 
-A tick takes a millisecond and a half beside a busy application, whose data has pushed ours out of the caches; of a
-budget of 3 % of two cores, ten a second are a quarter. So limits that hold still are asked about less than half as
-often, and whatever changes that brings the next tick forward.
+A tick takes two milliseconds beside a busy application, whose data has pushed ours out of the caches; on a VM of one
+core ten a second are two fifths of a budget of 5 %. So limits that hold still are asked about a fifth as often, and
+whatever changes that brings the next tick forward. How far heavy flows are thinned may follow them meanwhile.
 """
 
 from enum import Enum
@@ -14,8 +14,10 @@ from guestagent.governor.predict import CostModel
 TICK_SECONDS = 0.1
 LEAST_TICK_SECONDS = 0.02
 """A shorter look has too few packets to judge by."""
-STEADY_TICK_SECONDS, STEADY_AFTER_SECONDS = 0.25, 1.0
-"""A whole copy that takes more than four tenths of the budget brings each tick forward by itself."""
+STEADY_TICK_SECONDS, STEADY_AFTER_SECONDS = 0.5, 1.0
+"""A whole copy that takes more than a fifth of the budget brings each tick forward by itself."""
+SURGE_SECONDS = 0.25
+"""Where something is shed, what usually comes in so long, or a budget's worth of it, brings a tick forward."""
 EARLY_SHARE = 0.7
 """Of such a wait: from then on a tick is welcome when the agent is awake anyway, so that it need not wake for it."""
 PROBE_SECONDS = 0.05
@@ -85,7 +87,7 @@ class Pace:
             case State.PROBING:
                 return False
             case State.SHEDDING:
-                return price > STEADY_TICK_SECONDS * max(self._usual_cores, self._budget_cores)
+                return price > SURGE_SECONDS * max(self._usual_cores, self._budget_cores)
         return (
             price > self._budget_cores * TICK_SECONDS
             or self._bytes > self._budgets.bytes_per_second * TICK_SECONDS
@@ -103,7 +105,7 @@ class Pace:
         self.due_at = self.early_at = now + TICK_SECONDS
 
     def ticked(self, now: float, ring_fill: float, state: State, model: CostModel, *, has_moved: bool) -> None:
-        """A tick is over; whether other limits are in force now."""
+        """A tick is over; whether it changed what is kept, but for the fraction of heavy flows."""
         if self._state is not State.PROBING:
             self._usual_cores = model.price(self._records, self._bytes) / (now - self._ticked_at)
         self._records = self._bytes = 0
@@ -112,8 +114,8 @@ class Pace:
         if has_moved:
             self._moved_at = now
         wait_seconds = self._wait_seconds(now)
-        self.due_at = now + wait_seconds
-        self.early_at = now + (EARLY_SHARE if wait_seconds == STEADY_TICK_SECONDS else 1.0) * wait_seconds
+        is_exact = self._state in (State.DOUBTING, State.PROBING)
+        self.due_at, self.early_at = now + wait_seconds, now + (1.0 if is_exact else EARLY_SHARE) * wait_seconds
 
     def _wait_seconds(self, now: float) -> float:
         match self._state:

@@ -20,8 +20,8 @@ from guestagent.governor.pace import (
     State,
 )
 from guestagent.governor.predict import CostModel
-from tests.plant import DEAR, simulate
-from tests.traffic import LOADS
+from tests.plant import DEAR, Machine, simulate
+from tests.traffic import FLOOD, LOADS, MICE
 
 MODEL = CostModel()
 BUDGET_CORES = 0.1
@@ -56,11 +56,12 @@ def test_the_less_there_is_to_decide_the_later_the_next_tick(pace: Pace, seconds
     assert pace.due_at == pytest.approx(10.0 + seconds)
 
 
-def test_a_steady_tick_is_welcome_early() -> None:
-    """Who is awake in the last third of a steady wait need not wake again for the tick; no other tick comes early."""
-    for pace in (paced(State.WHOLE), paced(State.SHEDDING)):
-        assert 10.0 + 0.6 * STEADY_TICK_SECONDS < pace.early_at < pace.due_at
-    for pace in (paced(State.WHOLE, moved=True), paced(State.DOUBTING), paced(State.PROBING)):
+def test_a_tick_is_welcome_early() -> None:
+    """Who is awake in the last third of a wait need not wake again for the tick, but where the look is what it is for."""
+    for pace in (paced(State.WHOLE), paced(State.SHEDDING), paced(State.SHEDDING, moved=True)):
+        wait_seconds = pace.due_at - 10.0
+        assert 10.0 + 0.6 * wait_seconds < pace.early_at < pace.due_at
+    for pace in (paced(State.DOUBTING), paced(State.PROBING)):
         assert pace.early_at == pace.due_at
     hurried = paced(State.WHOLE)
     hurried.arrived(DEAR_RECORDS, 200 * DEAR_RECORDS, MODEL)
@@ -135,3 +136,13 @@ def test_many_flows_that_are_shed_are_asked_for_five_times_a_second() -> None:
 
     assert len(ticks) <= 80
     assert min(after - before for before, after in pairwise(ticks)) >= PROBE_SECONDS - 1e-6
+
+
+def test_thinning_anew_makes_nobody_hurry() -> None:
+    """A heavy flow that grows is thinned several times, at the pace of limits that hold still."""
+    trace = simulate(lambda now: [(MICE, 1.0), (FLOOD, 0.2 + 0.1 * now)], Machine(), seconds=14)
+    settled = trace.between(3, 14)
+
+    assert len({one.heavy_fraction for one in settled}) >= 4
+    assert {one.heavy for one in settled} == {tuple(FLOOD.keys)}
+    assert len(settled) <= 3 * 11
