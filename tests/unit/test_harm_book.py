@@ -5,7 +5,7 @@ from math import inf, isnan
 
 import pytest
 
-from tests.bench.harm.book import MESSAGE_BYTES, Answers, Book, percentile
+from tests.bench.harm.book import MESSAGE_BYTES, Answer, Answers, Book, percentile
 
 DUE = [0.0, 1.618034, 2.236068, 3.854102, 4.472136, 5.090170, 6.708204, 7.326238, 8.944272, 9.562306]
 """When the first ten requests are due, in periods: by the golden ratio."""
@@ -53,21 +53,21 @@ def test_answers_may_come_in_pieces() -> None:
     assert book.close(4.0).ordered_seconds == pytest.approx([4 - DUE[1], 3.0])
 
 
-def test_warming_up_tells_nothing() -> None:
-    """The first requests are asked and answered, and only those after them are counted."""
-    book = Book(0.0, per_second=10, count=4, connections=1, uncounted=2)
+def test_a_tap_is_told_what_was_due_in_its_time() -> None:
+    """A request belongs to the window that it was due in, whenever its answer came, and whether one came at all."""
+    book = Book(0.0, per_second=10, count=4, connections=1)
     assert [0, 0, 0, 0] == book.take(0.4)
     book.received(0, 3 * MESSAGE_BYTES, 0.4)
-    assert not book.is_over
     answers = book.close(0.5)
-    assert answers.answered == 1
-    assert answers.ordered_seconds == pytest.approx([0.5 - DUE[3] / 10, 0.4 - DUE[2] / 10])
-    assert pytest.approx(0.3) == answers.seconds
+    assert [3, 2, 1, 0] == [answers.between(*one).answered for one in ((0, 1), (0.1, 1), (0.2, 1), (0.3, 1))]
+    assert answers.between(0.2, 0.5).ordered_seconds == pytest.approx([0.5 - DUE[3] / 10, 0.4 - DUE[2] / 10])
+    assert answers.between(0.1, 0.2).ordered_seconds == pytest.approx([0.4 - DUE[1] / 10])
 
 
 def test_a_moment_of_standstill_is_not_what_is_usual() -> None:
     """Of ten groups one is slow throughout: it makes the 99th percentile of all, and not that of an ordinary group."""
-    answers = Answers([0.5 if 300 <= at < 400 else 0.001 * (1 + at % 100) for at in range(1000)], 1000, 1.0)
+    slow = range(300, 400)
+    answers = Answers([Answer(at, 0.5 if at in slow else 0.001 * (1 + at % 100), True) for at in range(1000)])
     assert percentile(answers.ordered_seconds, 0.99) == 0.5
     assert answers.usual(0.99) == pytest.approx(0.099)
 

@@ -46,8 +46,7 @@ class Kind:
 KINDS = {
     "quick": Kind(1, 1.0, lambda load: load.is_quick),
     "gate": Kind(6, 1.0, lambda load: load.is_quick, ("cpu",)),
-    # One TCP flow has a faster and a slower gait and keeps it for a cell: many cells tell more than long ones.
-    "promises": Kind(15, 4.0, lambda load: load.is_promised, ("again", "cpu"), "promises"),
+    "promises": Kind(15, 3.0, lambda load: load.is_promised, ("again", "cpu"), "promises"),
     "whole": Kind(6, 1.0, lambda load: True, ("full", "cpu", "tcpdump", "mirred"), "harm"),
 }
 
@@ -111,7 +110,7 @@ def _flags() -> argparse.Namespace:
         ("quick", "a look in three minutes; printed, not written"),
         ("gate", "short; exit code 1 only far from the promises"),
         ("windows", "the CPU of every five seconds under paced loads; 10 minutes"),
-        ("promises", "what the design promises, 15 pairs in cells of 4 s; half an hour"),
+        ("promises", "what the design promises, 15 pairs in cells of 3 s; half an hour"),
     ):
         kinds.add_argument(f"--{word}", dest="kind", action="store_const", const=word, help=told)
     parser.set_defaults(kind="whole")

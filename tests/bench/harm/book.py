@@ -10,10 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, inf
 from statistics import median
+from typing import NamedTuple
 
 MESSAGE_BYTES = 128
 """Of a request and of its answer, headers not counted."""
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
+
+
+class Answer(NamedTuple):
+    """What became of one request; both times in seconds."""
+
+    due: float
+    seconds: float
+    """From its due time to its answer; to the end, where none came."""
+    is_answered: bool
 
 
 class Book:
@@ -21,18 +31,14 @@ class Book:
 
     Where in its period each is due differs evenly: at even distances they would keep step with a load that has a period
     of its own (iperf3 paces by the millisecond), and a run would measure one phase of it, another run another.
-
-    The first `uncounted` of them warm up: they are asked and answered like the others, and tell nothing.
     """
 
-    def __init__(self, start: float, per_second: float, count: int, connections: int, uncounted: int = 0) -> None:
+    def __init__(self, start: float, per_second: float, count: int, connections: int) -> None:
         self._start, self._per_second, self._count = start, per_second, count
-        self._counted_from = start + uncounted / per_second
         self._asked = self._answered = 0
         self._waiting: list[deque[float]] = [deque() for _ in range(connections)]
         self._partial_bytes = [0] * connections
-        self._found: list[tuple[float, float]] = []
-        """(when it was due, how long it took) of each answer."""
+        self._found: list[Answer] = []
 
     @property
     def next_due(self) -> float:
@@ -63,39 +69,42 @@ class Book:
         self._answered += whole
         for _ in range(whole):
             due = self._waiting[connection].popleft()
-            if due >= self._counted_from:
-                self._found.append((due, now - due))
+            self._found.append(Answer(due, now - due, True))
 
     def close(self, now: float) -> "Answers":
         """The end; whoever still waits has waited until now at least."""
         unasked = [self._due(at) for at in range(self._asked, self._count)]
-        waiting = [due for one in (*self._waiting, unasked) for due in one if due >= self._counted_from]
-        found = sorted([*self._found, *((due, now - due) for due in waiting)])
-        return Answers([seconds for _, seconds in found], len(self._found), now - self._counted_from)
+        waiting = [Answer(due, now - due, False) for one in (*self._waiting, unasked) for due in one]
+        return Answers(sorted([*self._found, *waiting]))
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What became of the requests."""
+    """What became of the requests, in the order of their due times."""
 
-    latencies_seconds: list[float]
-    """Of each request from its due time, in the order of these; unanswered ones are what they had waited at the end."""
-    answered: int
-    seconds: float
-    """From the first counted due time to the last answer, or to the end of patience."""
+    found: list[Answer]
+
+    def between(self, start: float, end: float) -> "Answers":
+        """Those that were due in this time."""
+        return Answers([one for one in self.found if start <= one.due < end])
+
+    @property
+    def answered(self) -> int:
+        """How many were."""
+        return sum(one.is_answered for one in self.found)
 
     @property
     def ordered_seconds(self) -> list[float]:
         """The least latency first."""
-        return sorted(self.latencies_seconds)
+        return sorted(one.seconds for one in self.found)
 
     def usual(self, fraction: float, group: int = 100) -> float:
         """The median of the percentiles of so many requests in a row each.
 
         A second in which the machine stood still makes the percentile of a whole run, and only one of many groups.
         """
-        rows = [self.latencies_seconds[at : at + group] for at in range(0, len(self.latencies_seconds), group)]
-        return median(percentile(sorted(row), fraction) for row in rows) if rows else float("nan")
+        rows = [Answers(self.found[at : at + group]) for at in range(0, len(self.found), group)]
+        return median(percentile(row.ordered_seconds, fraction) for row in rows) if rows else float("nan")
 
 
 def percentile(ordered: Sequence[float], fraction: float) -> float:

@@ -45,8 +45,8 @@ def _echo(stream: socket.socket) -> bool:
     return False
 
 
-def ask(address: str, per_second: float, warm_seconds: float, seconds: float) -> Answers:
-    """Ask for so long at this rate, at first without counting, and wait for the last answers."""
+def ask(address: str, per_second: float, seconds: float) -> Answers:
+    """Ask for so long at this rate, and wait for the last answers."""
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, _LEAST_SLACK_NS, 0, 0, 0)
     with suppress(PermissionError):  # a control group may have no real time to give
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))  # what else the world does is not the VM's delay
@@ -58,9 +58,8 @@ def ask(address: str, per_second: float, warm_seconds: float, seconds: float) ->
         ]
         for stream in streams:
             ready.register(stream, select.EPOLLIN)
-        start, uncounted = time.monotonic() + _HEAD_START_SECONDS, int(per_second * warm_seconds)
-        count = uncounted + int(per_second * seconds)
-        book = Book(start, per_second, count, len(streams), uncounted)
+        start, count = time.monotonic() + _HEAD_START_SECONDS, int(per_second * seconds)
+        book = Book(start, per_second, count, len(streams))
         return _converse(streams, ready, book, start + count / per_second + PATIENCE_SECONDS)
 
 

@@ -1,6 +1,7 @@
 """The application's work: bulk TCP each way, small datagrams both ways at once, requests; paced, and flat out.
 
-Beside each load a client asks the VM's echo server, so every cell tells what a user of the VM would feel.
+Beside each load a client asks the VM's echo server, so every cell tells what a user of the VM would feel. A load runs
+on while one tap after the other comes and goes.
 """
 
 import json
@@ -8,7 +9,9 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from guestagent.errors import RunError
 from guestagent.lab.hosts import Host
@@ -28,7 +31,7 @@ _IPERF_GRACE_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What runs in one cell. Flat out where neither rate nor fraction is given."""
+    """What runs in one row of cells. Flat out where neither rate nor fraction is given."""
 
     name: str
     kind: str
@@ -48,6 +51,11 @@ class Load:
     def is_flat_out(self) -> bool:
         """Does it take all that the machine gives?"""
         return self.per_second is None and self.fraction is None
+
+    @property
+    def is_flood(self) -> bool:
+        """Do datagrams come as fast as they can be sent?"""
+        return self.kind == "udp" and self.is_flat_out
 
     @property
     def is_promised(self) -> bool:
@@ -85,51 +93,53 @@ class Capacity:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What the application got."""
+class Underway:
+    """A load's own processes, and what is counted of it."""
 
-    rate: float
-    """In the units of UNITS, unscaled."""
-    answers: Answers
-
-
-Finish = Callable[[], float | None]
-"""Wait for the end; the rate, None where it is that of the answers."""
+    progress: Callable[[], float] | None
+    """What the application has got so far, in the units of UNITS, unscaled; None where answers are what it gets."""
+    finish: Callable[[], object] = lambda: None
+    """At the end of its time: wait for it, or end it; RunError where it failed."""
 
 
 class Work:
-    """A load that has begun; what it does in its first seconds is not counted."""
+    """A load that has begun, with the requests beside it. It goes on for its time, whoever taps meanwhile."""
 
-    def __init__(self, scene: Scene, load: Load, warm_seconds: float, seconds: float, capacity: Capacity) -> None:
+    def __init__(self, scene: Scene, load: Load, seconds: float, capacity: Capacity) -> None:
         per_second = load.per_second if load.kind == "ask" and load.per_second else PROBE_PER_SECOND
-        self._client = scene.peer.start(ask, VM, per_second, warm_seconds, seconds)
-        self._finish = _MAKERS[load.kind](scene, load, (warm_seconds, seconds), capacity)
+        self.ends_at = time.monotonic() + seconds
+        self._client = scene.peer.start(ask, VM, per_second, seconds)
+        self._underway = _MAKERS[load.kind](scene, load, seconds, capacity)
 
-    def finish(self) -> Outcome:
-        """Called when it is warm: wait for the end of all, and hand over what the application got since then."""
-        rate, answers = self._finish(), self._client.result()
-        return Outcome(answers.answered / answers.seconds if rate is None else rate, answers)
+    def progress(self) -> float | None:
+        """What the application has got so far; None where answers are what it gets."""
+        return self._underway.progress() if self._underway.progress else None
+
+    def finish(self) -> Answers:
+        """Wait for the end of all."""
+        answers = self._client.result()
+        self._underway.finish()
+        return answers
 
 
 def calibrate(scene: Scene, seconds: float) -> Capacity:
     """A short look at what the machine gives; it warms everything up, too."""
-    bulk = {inbound: iperf(scene, inbound, (0.0, seconds), None)() for inbound in (True, False)}
-    return Capacity(bulk, _exchange(scene, _CALIBRATION_DATAGRAMS, UNPACED_PER_SECOND)())
+    bulk = {inbound: _iperf(scene, inbound, seconds, None)() for inbound in (True, False)}
+    before, start = _read_datagrams(scene), time.monotonic()
+    for sender in _exchange(scene, _CALIBRATION_DATAGRAMS, UNPACED_PER_SECOND):
+        sender.result()
+    return Capacity(bulk, (_read_datagrams(scene) - before) / (time.monotonic() - start))
 
 
-Times = tuple[float, float]
-"""Seconds to warm up, seconds to count."""
-
-
-def iperf(scene: Scene, inbound: bool, times: Times, bits_per_second: float | None) -> Callable[[], float]:
-    """Begin one TCP flow; the bits/s of payload that the receiver will have got."""
-    warm, whole = round(times[0]), max(1, round(times[1]))  # iperf3 reads 0.5 as 0, and 0 as for ever
+def _iperf(scene: Scene, inbound: bool, seconds: float, bits_per_second: float | None) -> Callable[[], float]:
+    """Begin one TCP flow; what waits for its end, and says the bits/s of payload that the receiver got."""
+    whole = max(1, round(seconds))  # iperf3 reads 0.5 as 0, and 0 as for ever
     pace = [] if bits_per_second is None else ["-b", str(int(bits_per_second))]
-    argv = ["iperf3", "-c", PEER, "-J", "-O", str(warm), "-t", str(whole), *(["-R"] if inbound else []), *pace]
+    argv = ["iperf3", "-c", PEER, "-J", "-t", str(whole), *(["-R"] if inbound else []), *pace]
     process = scene.vm.popen(argv, stdout=subprocess.PIPE, text=True)
 
     def finish() -> float:
-        said, _ = process.communicate(timeout=warm + whole + _IPERF_GRACE_SECONDS)
+        said, _ = process.communicate(timeout=whole + _IPERF_GRACE_SECONDS)
         report = json.loads(said)
         if "error" in report:
             raise RunError(f"iperf3: {report['error']}")
@@ -138,49 +148,49 @@ def iperf(scene: Scene, inbound: bool, times: Times, bits_per_second: float | No
     return finish
 
 
-def _bulk(scene: Scene, load: Load, times: Times, capacity: Capacity) -> Finish:
+def _bulk(scene: Scene, load: Load, seconds: float, capacity: Capacity) -> Underway:
+    def progress() -> float:
+        """What its peer's interface counted: the copies don't pass it."""
+        peer, _ = scene.counters()
+        return 8.0 * (peer.tx_bytes if load.inbound else peer.rx_bytes)
+
     most = capacity.bits_per_second[load.inbound]
-    return iperf(scene, load.inbound, times, load.fraction and load.fraction * most)
+    return Underway(progress, _iperf(scene, load.inbound, seconds, load.fraction and load.fraction * most))
 
 
-def _datagrams(scene: Scene, load: Load, times: Times, capacity: Capacity) -> Finish:
-    count = int((load.per_second or capacity.datagrams_per_second) * sum(times))
-    return _exchange(scene, count, load.per_second or UNPACED_PER_SECOND)
+def _datagrams(scene: Scene, load: Load, seconds: float, capacity: Capacity) -> Underway:
+    # Flat out, who is faster than at the calibration shall not be done before its time.
+    count = int((load.per_second or 2 * capacity.datagrams_per_second) * seconds)
+    return _sent(scene, _exchange(scene, count, load.per_second or UNPACED_PER_SECOND))
 
 
-def _bursts(scene: Scene, load: Load, times: Times, capacity: Capacity) -> Finish:
+def _bursts(scene: Scene, load: Load, seconds: float, capacity: Capacity) -> Underway:
     """BURST_SECONDS of the rate that the machine reaches, then silence; one way."""
     sender, address = (scene.peer, VM) if load.inbound else (scene.vm, PEER)
     datagrams = int(capacity.datagrams_per_second * BURST_SECONDS)
     every_seconds = BURST_SECONDS / (load.fraction or 1)
-    arguments = (address, every_seconds, datagrams, sum(times), SMALL_PAYLOAD_BYTES)
-    return _arriving(scene, [sender.start(send_bursts, *arguments)])
+    return _sent(scene, [sender.start(send_bursts, address, every_seconds, datagrams, seconds, SMALL_PAYLOAD_BYTES)])
 
 
-def _exchange(scene: Scene, count: int, per_second: float) -> Callable[[], float]:
+def _exchange(scene: Scene, count: int, per_second: float) -> list[Task[None]]:
     """Half of the datagrams each way at once."""
-    senders = [
+    return [
         host.start(send_datagrams, address, count // 2, per_second / 2)
         for host, address in ((scene.peer, VM), (scene.vm, PEER))
     ]
-    return _arriving(scene, senders)
 
 
-def _arriving(scene: Scene, senders: Sequence[Task[object]]) -> Callable[[], float]:
-    """How many datagrams a second will arrive from the moment that one asks."""
-
-    def finish() -> float:
-        before, start = _read_datagrams(scene), time.monotonic()
+def _sent(scene: Scene, senders: Sequence[Task[Any]]) -> Underway:
+    def finish() -> None:
         for sender in senders:
-            sender.result()
-        took = time.monotonic() - start
-        return (_read_datagrams(scene) - before) / took
+            sender.kill()
+            sender.wait()
 
-    return finish
+    return Underway(partial(_read_datagrams, scene), finish)
 
 
-def _read_datagrams(scene: Scene) -> int:
-    return sum(map(_delivered, (scene.vm, scene.peer)))
+def _read_datagrams(scene: Scene) -> float:
+    return float(sum(map(_delivered, (scene.vm, scene.peer))))
 
 
 def _delivered(host: Host) -> int:
@@ -190,12 +200,12 @@ def _delivered(host: Host) -> int:
     return int(dict(zip(names, values, strict=True))["InDatagrams"])
 
 
-def _nothing_else(_scene: Scene, _load: Load, _times: Times, _capacity: Capacity) -> Finish:
+def _nothing_else(_scene: Scene, _load: Load, _seconds: float, _capacity: Capacity) -> Underway:
     """The requests are the load."""
-    return lambda: None
+    return Underway(None)
 
 
-_MAKERS: dict[str, Callable[[Scene, Load, Times, Capacity], Finish]] = {
+_MAKERS: dict[str, Callable[[Scene, Load, float, Capacity], Underway]] = {
     "bulk": _bulk,
     "udp": _datagrams,
     "bursts": _bursts,

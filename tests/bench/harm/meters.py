@@ -1,13 +1,11 @@
 """What one cell is judged by: the CPU of the VM and of the tap in it, and packets and bytes where they pass."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from guestagent.errors import RunError
 from tests.bench.clocks import BusyClock, process_seconds
 from tests.bench.harm.taps import Running
-from tests.bench.rounds import SETTLE_SECONDS
 from tests.bench.scene import Scene
 
 
@@ -45,13 +43,11 @@ class Meters:
         self._busy, self._before = BusyClock(scene.vm.cpus), cpu_seconds(running.pids)
 
     def worked(self) -> Worked:
-        """Since it was made, the time included in which the last blocks retire."""
-        time.sleep(SETTLE_SECONDS)
+        """Since it was made."""
         return Worked(self._busy.seconds(), cpu_seconds(self._running.pids) - self._before)
 
     def counted(self) -> Counted:
-        """Since it was made, once the last packet has arrived."""
-        time.sleep(self._running.flush_seconds - SETTLE_SECONDS)
+        """Since it was made; what is on its way to the sensor now is about what was on its way then."""
         before, now = self._counted, self._count()
         has_ring = before.ring_drops is not None and now.ring_drops is not None
         return Counted(

@@ -72,7 +72,7 @@ def _preamble(results: Results, table: Table) -> str:
         f"`{results.command}` on {time.strftime('%Y-%m-%d', time.gmtime())}: {machine()}, {virtualisation()}, "
         f"Python {platform.python_version()}. {count} interleaved rounds, {results.seconds:g} s a cell after "
         f"{WARM_SECONDS:g} s to warm up. Every number beside a tap is a median over pairs: the tap and *off* under "
-        "the same load in the same round, seconds apart. "
+        "one load that runs on meanwhile, seconds apart. "
         f"{_interval(count)}\n\n"
         "Three hosts in network namespaces on a bridge: `vm` (tapped, it runs the application's servers), `peer`, "
         "`collector`; the copies leave through the NIC that is tapped. One core is the VM's, with all that it sends "

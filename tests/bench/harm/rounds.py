@@ -1,7 +1,8 @@
 """Rounds of cells: in each round every load meets every tap, one tap right after the other, and "off" is one of them.
 
-A pair is a tap and "off" under the same load in the same round, some seconds apart: a machine that is slower for a
-minute slows both. The order of the taps moves on by one from load to load and from round to round.
+A pair is a tap and "off" beside one load that runs on meanwhile: a TCP flow has a faster and a slower gait, a third
+apart, and keeps it, so a second flow with a tap says nothing about a first without. The order of the taps moves on by
+one from load to load and from round to round.
 """
 
 import time
@@ -9,22 +10,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from guestagent.errors import GuestagentError
+from guestagent.errors import GuestagentError, RunError
 from guestagent.lab.hosts import Lab
 from tests.bench.cores import one_for_the_vm
-from tests.bench.harm.book import percentile
+from tests.bench.harm.book import Answers, percentile
 from tests.bench.harm.echo import ECHO_PORT, serve_echo
 from tests.bench.harm.loads import Capacity, Load, Work, calibrate
 from tests.bench.harm.meters import Counted, Meters, Worked
 from tests.bench.harm.taps import TAPS
-from tests.bench.scene import Scene, small
+from tests.bench.scene import Scene
 from tests.bench.taps import FOREIGN
 
-_FIRST_SECONDS, _FIRST_PER_SECOND = 0.1, 5_000
-"""The first packets of a tap meet cold caches and slow start."""
 _CALIBRATION_SECONDS = 2.0
 WARM_SECONDS = 2.0
 """A governor has to see a load before it can know it: what is promised is promised after this."""
+_CHANGE_SECONDS, _FLOOD_CHANGE_SECONDS = 2.0, 5.0
+"""For a tap to start and to end, three times what that takes beside a TCP flow; a flood of datagrams leaves it less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,43 +92,64 @@ def measure(rows: Sequence[Row], seconds: float, say: Callable[[str], None]) -> 
     with stage(seconds, say) as (scene, capacity):
         for number, load, names in rows:
             say(f"round {number + 1}: {load.name}")
-            for name in names:
-                if name not in missing:
-                    try:
-                        cells.append(_cell(scene, number, load, name, seconds, capacity))
-                    except GuestagentError as error:
-                        if name not in FOREIGN:
-                            raise
-                        missing[name] = str(error)
-                        say(f"{name} can't be measured here: {error}")
+            present = [name for name in names if name not in missing]
+            change_seconds = _FLOOD_CHANGE_SECONDS if load.is_flood else _CHANGE_SECONDS
+            work = Work(scene, load, len(present) * (WARM_SECONDS + seconds + change_seconds), capacity)
+            looks = []
+            for name in present:
+                try:
+                    looks.append(_look(scene, work, name, seconds))
+                except GuestagentError as error:
+                    if name not in FOREIGN:
+                        raise
+                    missing[name] = str(error)
+                    say(f"{name} can't be measured here: {error}")
+            if time.monotonic() > work.ends_at:
+                raise RunError(f"{load.name}: the taps outlasted the load")
+            answers = work.finish()
+            cells += [_cell(scene, number, load, look, answers.between(look.start, look.end)) for look in looks]
     return Run([one for one in cells if one.tap not in missing], missing)
 
 
-def _cell(scene: Scene, number: int, load: Load, name: str, seconds: float, capacity: Capacity) -> Cell:
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What was counted while a tap ran."""
+
+    tap: str
+    start: float
+    end: float
+    progress: float | None
+    worked: Worked
+    counted: Counted
+
+
+def _look(scene: Scene, work: Work, name: str, seconds: float) -> _Look:
     with TAPS[name](scene) as running:
-        small(scene, True, _FIRST_SECONDS, _FIRST_PER_SECOND)
-        time.sleep(running.flush_seconds)
-        work = Work(scene, load, WARM_SECONDS, seconds, capacity)
         time.sleep(WARM_SECONDS)
-        meters, start = Meters(scene, running), time.monotonic()
-        outcome = work.finish()
-        took = time.monotonic() - start
-        worked, counted = meters.worked(), meters.counted()
-    ordered = outcome.answers.ordered_seconds
+        meters, before, start = Meters(scene, running), work.progress(), time.monotonic()
+        time.sleep(seconds)
+        after, end, worked = work.progress(), time.monotonic(), meters.worked()
+        progress = None if before is None or after is None else after - before
+        return _Look(name, start, end, progress, worked, meters.counted())
+
+
+def _cell(scene: Scene, number: int, load: Load, look: _Look, answers: Answers) -> Cell:
+    took = look.end - look.start
+    ordered = answers.ordered_seconds
     p50, p99, p999 = (1e6 * percentile(ordered, at) for at in (0.5, 0.99, 0.999))
     return Cell(
         round=number,
         load=load.name,
-        tap=name,
+        tap=look.tap,
         seconds=took,
         vm_seconds=took * len(scene.vm.cpus),
-        rate=outcome.rate,
+        rate=(answers.answered if look.progress is None else look.progress) / took,
         asked=len(ordered),
-        answered=outcome.answers.answered,
+        answered=answers.answered,
         p50_us=p50,
         p99_us=p99,
         p999_us=p999,
-        usual_p99_us=1e6 * outcome.answers.usual(0.99),
-        worked=worked,
-        counted=counted,
+        usual_p99_us=1e6 * answers.usual(0.99),
+        worked=look.worked,
+        counted=look.counted,
     )

@@ -17,7 +17,6 @@ from guestagent.lab.hosts import Host
 from tests.bench import taps
 from tests.bench.clocks import is_tapped
 from tests.bench.harm.sensors import Tally, count_pcap, count_stream
-from tests.bench.rounds import SETTLE_SECONDS
 from tests.bench.scene import COLLECTOR, Scene
 from tests.bench.taps import NC_PORT, QUIET, STREAM_PORT
 from tests.lab.rig import wait_for
@@ -27,8 +26,6 @@ OFF_AGAIN = "off again"
 """Pairs of nothing with nothing: the noise that every other ratio has, too."""
 BUDGET = "guestagent run --cpu 5"
 _ETHERNET_BYTES = 14
-_TCPDUMP_FLUSH_SECONDS = 1.2
-"""Its ring's blocks retire after a second."""
 _DROPPED = re.compile(r"(\d+) packets? dropped by kernel")
 
 
@@ -42,8 +39,6 @@ class Running:
     """(packets, bytes of frames) at the sensor so far."""
     ring_drops: Callable[[], int | None] = lambda: None
     """The kernel tells them to the ring's owner alone, so this is what the tap passes on; None where it has no ring."""
-    flush_seconds: float = SETTLE_SECONDS
-    """After a load, until its last packet is at the sensor."""
 
 
 Tap = Callable[[Scene], AbstractContextManager[Running]]
@@ -78,7 +73,7 @@ def tcpdump(scene: Scene) -> Iterator[Running]:
             dump.stdout.close()  # nc holds the pipe alone, so it ends with tcpdump
         try:
             wait_for(lambda: is_tapped(dump.pid, scene.interface_index), "tcpdump")
-            yield Running((dump.pid, pipe.pid), tally.read, lambda: _dropped(dump, said), _TCPDUMP_FLUSH_SECONDS)
+            yield Running((dump.pid, pipe.pid), tally.read, lambda: _dropped(dump, said))
         finally:
             for process in (dump, pipe):
                 process.kill()

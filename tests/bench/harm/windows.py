@@ -50,11 +50,11 @@ def measure(loads: Sequence[Load], rounds: int, directory: Path, say: Callable[[
             for load in loads:
                 say(f"round {number + 1}: {load.name}")
                 with TAPS[BUDGET](scene) as running:
-                    work = Work(scene, load, WARM_SECONDS, _IN_A_ROW * (WINDOW_SECONDS + _BETWEEN_SECONDS), capacity)
+                    seconds = WARM_SECONDS + _IN_A_ROW * (WINDOW_SECONDS + _BETWEEN_SECONDS)
+                    work = Work(scene, load, seconds, capacity)
                     time.sleep(WARM_SECONDS)
-                    begun = time.monotonic()
                     owns = [_record(scene, running, directory / str(at)) for at in range(_IN_A_ROW)]
-                    if time.monotonic() - begun > _IN_A_ROW * (WINDOW_SECONDS + _BETWEEN_SECONDS):
+                    if time.monotonic() > work.ends_at:
                         raise RunError(f"{load.name}: the windows outlasted the load")
                     work.finish()
                 shares = [capture_share(directory / str(at), running.pids[0]) for at in range(_IN_A_ROW)]
