@@ -57,7 +57,7 @@ def test_the_less_there_is_to_decide_the_later_the_next_tick(pace: Pace, seconds
 
 
 def test_a_tick_is_welcome_early() -> None:
-    """Who is awake in the last third of a wait need not wake again for the tick, but where the look is what it is for."""
+    """Who is awake in the last third of a wait need not wake again for the tick; a tick that ends a look is on time."""
     for pace in (paced(State.WHOLE), paced(State.SHEDDING), paced(State.SHEDDING, moved=True)):
         wait_seconds = pace.due_at - 10.0
         assert 10.0 + 0.6 * wait_seconds < pace.early_at < pace.due_at

@@ -118,7 +118,8 @@ class _Look:
     tap: str
     start: float
     end: float
-    progress: float | None
+    rate: float | None
+    """None where answers are what the application gets."""
     worked: Worked
     counted: Counted
 
@@ -126,11 +127,13 @@ class _Look:
 def _look(scene: Scene, work: Work, name: str, seconds: float) -> _Look:
     with TAPS[name](scene) as running:
         time.sleep(WARM_SECONDS)
-        meters, before, start = Meters(scene, running), work.progress(), time.monotonic()
+        before, then = work.progress(), time.monotonic()
+        meters, start = Meters(scene, running), time.monotonic()
         time.sleep(seconds)
-        after, end, worked = work.progress(), time.monotonic(), meters.worked()
-        progress = None if before is None or after is None else after - before
-        return _Look(name, start, end, progress, worked, meters.counted())
+        end, worked = time.monotonic(), meters.worked()
+        after, now = work.progress(), time.monotonic()
+        rate = None if before is None or after is None else (after - before) / (now - then)
+        return _Look(name, start, end, rate, worked, meters.counted())
 
 
 def _cell(scene: Scene, number: int, load: Load, look: _Look, answers: Answers) -> Cell:
@@ -143,7 +146,7 @@ def _cell(scene: Scene, number: int, load: Load, look: _Look, answers: Answers) 
         tap=look.tap,
         seconds=took,
         vm_seconds=took * len(scene.vm.cpus),
-        rate=(answers.answered if look.progress is None else look.progress) / took,
+        rate=answers.answered / took if look.rate is None else look.rate,
         asked=len(ordered),
         answered=answers.answered,
         p50_us=p50,
