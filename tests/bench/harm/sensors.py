@@ -21,7 +21,7 @@ _PCAP_FILE_HEADER_BYTES = 24
 _PCAP_RECORD = Struct("<8xI4x")
 """Two words of time, captured bytes, original bytes."""
 _READ_BYTES = 16 * 1024
-"""The kernel copies to the end of a read before others run on that core; of a block that is as long as an answer takes."""
+"""The kernel copies to the end of a read before others run on that core; a whole block takes as long as an answer."""
 
 
 class Tally:
