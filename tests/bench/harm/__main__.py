@@ -104,7 +104,7 @@ def _verdict(results: report.Results) -> int:
 def _flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.harm", description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, help="default: 6; 15 with --promises, 3 with --windows")
-    parser.add_argument("--seconds", type=float, help="of one cell; iperf3 takes whole ones; default: 1")
+    parser.add_argument("--seconds", type=float, help="of one cell; default: 1; 3 with --promises")
     kinds = parser.add_mutually_exclusive_group()
     for word, told in (
         ("quick", "a look in three minutes; printed, not written"),

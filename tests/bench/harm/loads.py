@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def calibrate(scene: Scene, seconds: float) -> Capacity:
 
 def _iperf(scene: Scene, inbound: bool, seconds: float, bits_per_second: float | None) -> Callable[[], float]:
     """Begin one TCP flow; what waits for its end, and says the bits/s of payload that the receiver got."""
-    whole = max(1, round(seconds))  # iperf3 reads 0.5 as 0, and 0 as for ever
+    whole = ceil(seconds)  # iperf3 reads 0.5 as 0, and 0 as for ever
     pace = [] if bits_per_second is None else ["-b", str(int(bits_per_second))]
     argv = ["iperf3", "-c", PEER, "-J", "-t", str(whole), *(["-R"] if inbound else []), *pace]
     process = scene.vm.popen(argv, stdout=subprocess.PIPE, text=True)
