@@ -16,10 +16,10 @@ LEAST_TICK_SECONDS = 0.02
 """A shorter look has too few packets to judge by."""
 STEADY_TICK_SECONDS, STEADY_AFTER_SECONDS = 0.5, 1.0
 """A whole copy that takes more than a fifth of the budget brings each tick forward by itself."""
-SURGE_SECONDS = 0.25
+USUAL_SECONDS = 0.25
 """Where something is shed, what usually comes in so long, or a budget's worth of it, brings a tick forward."""
 EARLY_SHARE = 0.7
-"""Of such a wait: from then on a tick is welcome when the agent is awake anyway, so that it need not wake for it."""
+"""Of a wait: from then on a tick is welcome when the agent is awake anyway, so that it need not wake for it."""
 PROBE_SECONDS = 0.05
 CROWDED_FILL, CROWDED_TICK_SECONDS = 0.125, 0.005
 """An eighth of the ring has packets enough to judge by, however short the look; 17 Gbit/s fill the rest in 25 ms."""
@@ -87,7 +87,7 @@ class Pace:
             case State.PROBING:
                 return False
             case State.SHEDDING:
-                return price > SURGE_SECONDS * max(self._usual_cores, self._budget_cores)
+                return price > USUAL_SECONDS * max(self._usual_cores, self._budget_cores)
         return (
             price > self._budget_cores * TICK_SECONDS
             or self._bytes > self._budgets.bytes_per_second * TICK_SECONDS
