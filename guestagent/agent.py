@@ -50,10 +50,10 @@ QUIET_DRAIN_SECONDS = 2.2 * RETIRE_MS / 1000
 DRAIN_SECONDS = 1.6
 """SIGTERM to exit stays under 2 s, also with a collector that is gone."""
 REST_SECONDS = 0.02
-"""It wakes 50 times a second at most while blocks gather, which halves its CPU at 50,000 small packets a second; not so
-while the ring fills or the socket is full."""
-PATIENCE_SECONDS, PATIENT_FILL = 0.1, 0.125
-"""An acknowledgement waits for the next block or tick, as long as the ring has room: alone it is not worth a turn."""
+"""50 turns a second at most, unless the ring fills or the socket is full: half the CPU at 50,000 small packets/s."""
+PATIENCE_SECONDS, CALM_FILL = 0.1, 0.125
+"""Ten times where nothing presses: a turn costs whoever asks the application next its warm caches. Alone neither an
+acknowledgement nor a second block is worth one; the kernel keeps a block as long. No later than what time asks for."""
 LAST_ACK_SECONDS = 0.7
 """Of the drain, for what is on its way when no new frame goes out any more: 64 KB at 1 Mbit/s take half a second."""
 DRAIN_STEP_SECONDS = 0.02
@@ -89,9 +89,8 @@ class Agent:
         self._blind_until = 0.0
         self._loop = Loop()
         stack.callback(self._loop.close)
-        self._loop.on_signals(
-            {signal.SIGINT: self._stopped, signal.SIGTERM: self._stopped, signal.SIGHUP: self._reload}
-        )
+        handlers = {signal.SIGINT: self._stopped, signal.SIGTERM: self._stopped, signal.SIGHUP: self._reload}
+        self._loop.on_signals(handlers)
         self._desk = Desk(capture, config.agent_id or identity.agent_id(), config.dedupe, config.tags)
         self._tap = self._desk.tap
         stack.callback(self._tap.close)
@@ -149,8 +148,7 @@ class Agent:
 
     def work(self) -> None:
         """Until there is a reason to stop."""
-        report_at = self._loop.now()
-        has_more, rest_until = False, 0.0
+        report_at, turned_at, has_more = self._loop.now(), -inf, False
         while not self._stop_reason:
             now = self._loop.now()
             if now >= self._until:
@@ -167,15 +165,18 @@ class Agent:
             due = min(report_at, self._until, self._link.deadline(), self._desk.deadline())
             due = min(due, max(min(self._steering.due_at, self._detector.due_at), self._blind_until))
             wait_seconds = 0.0 if has_more else due - self._loop.now()
-            self._loop.run_once(wait_seconds, rest_until, self._tap.is_filling, self._patience_seconds())
-            now = self._loop.now()
+            patience_seconds = PATIENCE_SECONDS if self._is_calm() else 0.0
+            rest_seconds = max(REST_SECONDS, min(patience_seconds, due - turned_at))
+            rest_until = 0.0 if self._link.is_blocked else turned_at + rest_seconds
+            self._loop.run_once(wait_seconds, rest_until, self._tap.is_filling, patience_seconds)
+            turned_at = now = self._loop.now()
             self._steering.look(now)
             has_more = self._pump(now)
-            rest_until = 0.0 if self._link.is_blocked else now + REST_SECONDS
 
-    def _patience_seconds(self) -> float:
-        is_calm = not self._link.is_blocked and self._tap.filled_fraction() < PATIENT_FILL
-        return PATIENCE_SECONDS if is_calm and self._link.state.connected else 0.0
+    def _is_calm(self) -> bool:
+        """Nothing presses: what gathers in the ring can leave at once whenever it is looked at."""
+        is_free = not self._link.is_blocked and self._desk.gate_opens_at == inf
+        return is_free and self._tap.filled_fraction() < CALM_FILL and self._link.state.connected
 
     def _look(self, step: Callable[[float], None], now: float) -> None:
         """Do what looks at the host and takes descriptors for it."""
@@ -247,8 +248,7 @@ class Agent:
         self._live.clear()
         self._desk.reject_all()
         self._desk.is_held = False
-        start = self._loop.now()
-        is_quiet = False
+        start, is_quiet = self._loop.now(), False
         while (now := self._loop.now()) < start + DRAIN_SECONDS:
             if now > start + DRAIN_SECONDS - LAST_ACK_SECONDS:
                 self._desk.last_call()

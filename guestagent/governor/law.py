@@ -137,7 +137,7 @@ class Governor:
 
     def arrived(self, now: float, records: int, ring_bytes: int, blocks: int) -> int:
         """The kernel retired blocks, taken or not. How many records of each of so many are worth a look; 0 for none."""
-        self._pace.arrived(records, ring_bytes, self.model)
+        self._pace.arrived(now, records, ring_bytes, self.model)
         return self._pace.looks(now, blocks)
 
     def seen(self, records: int, samples: Iterable[Sample] = ()) -> None:

@@ -16,8 +16,9 @@ LEAST_TICK_SECONDS = 0.02
 """A shorter look has too few packets to judge by."""
 STEADY_TICK_SECONDS, STEADY_AFTER_SECONDS = 0.5, 1.0
 """A whole copy that takes more than a fifth of the budget brings each tick forward by itself."""
-USUAL_SECONDS = 0.25
-"""Where something is shed, what usually comes in so long, or a budget's worth of it, brings a tick forward."""
+AHEAD_SECONDS = 0.15
+"""Where something is shed, what is so far ahead of its usual pace, or of the budget's, brings a tick forward. Blocks
+come by up to a tenth of a second of records at once."""
 EARLY_SHARE = 0.7
 """Of a wait: from then on a tick is welcome when the agent is awake anyway, so that it need not wake for it."""
 PROBE_SECONDS = 0.05
@@ -68,11 +69,11 @@ class Pace:
             return PEEK_RECORDS
         return int(min(PEEK_RECORDS, CALM_LOOKS_PER_SECOND * since / blocks))
 
-    def arrived(self, records: int, ring_bytes: int, model: CostModel) -> None:
+    def arrived(self, now: float, records: int, ring_bytes: int, model: CostModel) -> None:
         """The kernel retired blocks."""
         self._records += records
         self._bytes += ring_bytes
-        if self._is_dear(model):
+        if self._is_dear(now, model):
             self._hurry(LEAST_TICK_SECONDS)
 
     def ring_filled(self, fill: float) -> None:
@@ -80,14 +81,14 @@ class Pace:
         if fill > self._ring_fill + CROWDED_FILL:
             self._hurry(CROWDED_TICK_SECONDS)
 
-    def _is_dear(self, model: CostModel) -> bool:
-        """Whether a tick's share of a budget came in already, or, where something is shed, what usually does."""
+    def _is_dear(self, now: float, model: CostModel) -> bool:
+        """Whether a tick's share of a budget came in already, or, where something is shed, more than usually by now."""
         price = model.price(self._records, self._bytes)
         match self._state:
             case State.PROBING:
                 return False
             case State.SHEDDING:
-                return price > USUAL_SECONDS * max(self._usual_cores, self._budget_cores)
+                return price > (now - self._ticked_at + AHEAD_SECONDS) * max(self._usual_cores, self._budget_cores)
         return (
             price > self._budget_cores * TICK_SECONDS
             or self._bytes > self._budgets.bytes_per_second * TICK_SECONDS

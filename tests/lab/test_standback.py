@@ -2,15 +2,22 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from guestagent.lab.hosts import Host
+from guestagent.lab.packets import udp_send
 from guestagent.standback import SLICE_NS
-from tests.lab.rig import wait_for
+from tests.lab.rig import PORT, Rig, wait_for
+
+SECONDS = 2.0
+BURST_GAP_SECONDS = 0.01
 
 
 @pytest.mark.parametrize("given, kept", [(0, 10), (5, 10), (15, 15)])
@@ -27,3 +34,35 @@ def test_the_application_goes_first(pair: tuple[Host, Host], tmp_path: Path, giv
     assert slices in ([str(SLICE_NS)], [])  # kernels before 6.12 have none to choose
     process.terminate()
     assert process.wait(5) == 0
+
+
+def test_where_nothing_presses_a_turn_is_worth_a_tenth_of_a_second(rig: Rig, pair: tuple[Host, Host]) -> None:
+    """Beside 50 blocks a second the agent sends some ten times a second, all that gathered at once."""
+    vm, peer = pair
+    rig.collect(peer)
+    agent = rig.agent(vm)
+    sender = vm.start(udp_send, "10.9.0.1", 9000, 200_000, 20_000, 512)
+    wait_for(lambda: agent.status()["captured"] > 20_000, "the load to be known")
+    before = agent.status()["delivered"]
+    times = peer.call(stream_times, "eth0", SECONDS)
+    copied = agent.status()["delivered"] - before
+    sender.kill()
+
+    assert copied > 15_000 * SECONDS
+    assert 1 + sum(after - before > BURST_GAP_SECONDS for before, after in pairwise(times)) <= 14 * SECONDS
+
+
+def stream_times(ifname: str, seconds: float) -> list[float]:
+    """When segments with data came in for the collector."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800)) as tap:
+        tap.bind((ifname, 0x0800))
+        tap.settimeout(0.05)
+        found, end = [], time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                frame = tap.recv(256)
+            except TimeoutError:
+                continue
+            if frame[23] == socket.IPPROTO_TCP and int.from_bytes(frame[36:38], "big") == PORT and len(frame) > 200:
+                found.append(time.monotonic())
+        return found
