@@ -166,7 +166,7 @@ class Agent:
             due = min(due, max(min(self._steering.due_at, self._detector.due_at), self._blind_until))
             wait_seconds = 0.0 if has_more else due - self._loop.now()
             patience_seconds = PATIENCE_SECONDS if self._is_calm() else 0.0
-            rest_seconds = max(REST_SECONDS, min(patience_seconds, due - turned_at))
+            rest_seconds = max(REST_SECONDS, min(patience_seconds, wait_seconds))
             rest_until = 0.0 if self._link.is_blocked else turned_at + rest_seconds
             self._loop.run_once(wait_seconds, rest_until, self._tap.is_filling, patience_seconds)
             turned_at = now = self._loop.now()

@@ -2,7 +2,8 @@
 
 A bucket that holds at most 40 ms of its cap lets out, in any stretch of t seconds, at most cap x (t + 0.04): 1.04 caps
 in a second. Forty is also enough: the agent may oversleep by 30 ms beyond the 10 that it waits for before a token is
-lost, and under light load it rests 20 ms. Nothing is spent ahead: a frame larger than what is there leaves in pieces.
+lost, and it rests 20 ms while a cap holds something back. Nothing is spent ahead: a frame larger than what is there
+leaves in pieces.
 """
 
 from math import inf, isinf
