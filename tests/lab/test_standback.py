@@ -14,7 +14,7 @@ import pytest
 from guestagent.lab.hosts import Host
 from guestagent.lab.packets import udp_send
 from guestagent.standback import SLICE_NS
-from tests.lab.rig import PORT, Rig, wait_for
+from tests.lab.rig import PORT, Rig, assert_ledger_closes, wait_for
 
 SECONDS = 2.0
 BURST_GAP_SECONDS = 0.01
@@ -39,14 +39,14 @@ def test_the_application_goes_first(pair: tuple[Host, Host], tmp_path: Path, giv
 def test_where_nothing_presses_a_turn_is_worth_a_tenth_of_a_second(rig: Rig, pair: tuple[Host, Host]) -> None:
     """Beside 50 blocks a second the agent sends some ten times a second, all that gathered at once."""
     vm, peer = pair
-    rig.collect(peer)
-    agent = rig.agent(vm)
+    collector, agent = rig.collect(peer), rig.agent(vm)
     sender = vm.start(udp_send, "10.9.0.1", 9000, 200_000, 20_000, 512)
     wait_for(lambda: agent.status()["captured"] > 20_000, "the load to be known")
-    before = agent.status()["delivered"]
+    delivered = agent.status()["delivered"]
     times = peer.call(stream_times, "eth0", SECONDS)
-    copied = agent.status()["delivered"] - before
+    copied = agent.status()["delivered"] - delivered
     sender.kill()
+    assert_ledger_closes(agent.stop(), collector.stop())
 
     assert copied > 15_000 * SECONDS
     assert 1 + sum(after - before > BURST_GAP_SECONDS for before, after in pairwise(times)) <= 14 * SECONDS

@@ -85,10 +85,8 @@ def test_a_tick_is_welcome_early() -> None:
 def test_what_is_more_than_usual_brings_the_tick_forward(
     pace: Pace, after_seconds: float, records: int, is_hurried: bool
 ) -> None:
-    """A whole copy is looked at when a tick's budget came in, a reduced one when it is ahead of its usual pace.
-
-    A probe is at its end.
-    """
+    """A whole copy is looked at when a tick's budget came in, a reduced one when more came than usually by then, and a
+    probe at its end."""
     due = pace.due_at
     pace.arrived(10.0 + after_seconds, records, 200 * records, MODEL)
 
