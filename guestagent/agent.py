@@ -29,7 +29,7 @@ from guestagent.errors import RunError
 from guestagent.follow import Follower
 from guestagent.governor.feedback import LoopDetector, Sample, Verdict
 from guestagent.governor.meter import interface_bytes, interface_packets
-from guestagent.loop import EDGE, OUT_OF_FILES, READABLE, Loop
+from guestagent.loop import EDGE, NO_REST, OUT_OF_FILES, READABLE, Loop, Rest
 from guestagent.neighbours import meet
 from guestagent.observe import reports
 from guestagent.observe.clock import ClockWatch
@@ -96,7 +96,7 @@ class Agent:
         stack.callback(self._tap.close)
         self._until = self._loop.now() + config.duration if config.duration else inf
         for source in self._tap.sources:
-            self._loop.watch(source, READABLE | EDGE, self._records_wait)
+            self._loop.watch(source, READABLE | EDGE, self._records_wait, is_patient=True)
         self._packets_before = interface_packets(self._names())
         self._follower = Follower(self._desk)
         self._steering = Steering(config, self._desk, self._loop.now())
@@ -148,7 +148,7 @@ class Agent:
 
     def work(self) -> None:
         """Until there is a reason to stop."""
-        report_at, turned_at, has_more = self._loop.now(), -inf, False
+        report_at, has_more = self._loop.now(), False
         while not self._stop_reason:
             now = self._loop.now()
             if now >= self._until:
@@ -164,19 +164,18 @@ class Agent:
             self._look(self._steer, now)
             due = min(report_at, self._until, self._link.deadline(), self._desk.deadline())
             due = min(due, max(min(self._steering.due_at, self._detector.due_at), self._blind_until))
-            wait_seconds = 0.0 if has_more else due - self._loop.now()
-            patience_seconds = PATIENCE_SECONDS if self._is_calm() else 0.0
-            rest_seconds = max(REST_SECONDS, min(patience_seconds, wait_seconds))
-            rest_until = 0.0 if self._link.is_blocked else turned_at + rest_seconds
-            self._loop.run_once(wait_seconds, rest_until, self._tap.is_filling, patience_seconds)
-            turned_at = now = self._loop.now()
+            self._loop.run_once(0.0 if has_more else due - self._loop.now(), self._rest())
+            now = self._loop.now()
             self._steering.look(now)
             has_more = self._pump(now)
 
-    def _is_calm(self) -> bool:
-        """Nothing presses: what gathers in the ring can leave at once whenever it is looked at."""
-        is_free = not self._link.is_blocked and self._desk.gate_opens_at == inf
-        return is_free and self._tap.filled_fraction() < CALM_FILL and self._link.state.connected
+    def _rest(self) -> Rest:
+        """Nothing presses where what gathers in the ring can leave at once whenever it is looked at."""
+        if self._link.is_blocked:
+            return NO_REST
+        is_free = self._link.state.connected and self._desk.gate_opens_at == inf
+        is_calm = is_free and self._tap.filled_fraction() < CALM_FILL
+        return Rest(REST_SECONDS, PATIENCE_SECONDS if is_calm else 0.0, self._tap.is_filling)
 
     def _look(self, step: Callable[[float], None], now: float) -> None:
         """Do what looks at the host and takes descriptors for it."""

@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import inf
 from types import FrameType
 from typing import Protocol
@@ -21,6 +22,20 @@ _MOST_EVENTS = 64
 _PAUSE_SECONDS = 0.1
 _REST_STEP_SECONDS = 0.004
 """A burst at 20 Gbit/s brings 10 MB meanwhile, a sixth of the default ring."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """How long the ready ones wait for others, so that more is done at once, unless enough has gathered."""
+
+    seconds: float
+    """Since the last turn, for everyone."""
+    patience_seconds: float
+    """The same where none but patient ones are ready; the timeout ends it."""
+    is_enough: Callable[[], bool]
+
+
+NO_REST = Rest(0.0, 0.0, lambda: True)
 
 
 class HasFileno(Protocol):
@@ -44,6 +59,7 @@ class Loop:
         self._patient: set[int] = set()
         self._paused: dict[int, float] = {}
         """When to look at it again, by descriptor."""
+        self._turned_at = -inf
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
@@ -58,7 +74,7 @@ class Loop:
     def watch(
         self, watched: HasFileno, events: int, callback: Callable[[int], None], *, is_patient: bool = False
     ) -> None:
-        """Call `callback(events)` when `watched` is ready; a patient one may have to wait for others (run_once).
+        """Call `callback(events)` when `watched` is ready; a patient one, watched by EDGE, may wait for others (Rest).
 
         Raises PermissionError for a regular file.
         """
@@ -92,32 +108,24 @@ class Loop:
             if handler := self._signal_handlers.get(signal.Signals(number)):
                 handler()
 
-    def run_once(
-        self,
-        timeout_seconds: float,
-        rest_until: float = 0.0,
-        is_enough: Callable[[], bool] = lambda: True,
-        patience_seconds: float = 0.0,
-    ) -> None:
-        """Wait at most so long, then call back everyone who is ready.
-
-        That is not before `rest_until`, to do more at once, unless `is_enough` says that enough has gathered. Where
-        none but patient ones are ready, others may join them for so long, but not beyond the timeout.
-        """
+    def run_once(self, timeout_seconds: float, rest: Rest = NO_REST) -> None:
+        """Wait at most so long, then call back everyone who is ready, when they have rested."""
         if self._paused:
             timeout_seconds = min(timeout_seconds, self._resume())
-        end = time.monotonic() + timeout_seconds
+        rested_at = self._turned_at + rest.seconds
+        patient_until = max(rested_at, min(self._turned_at + rest.patience_seconds, time.monotonic() + timeout_seconds))
         ready: dict[int, int] = {}
+
+        def left_seconds() -> float:
+            return (rested_at if ready.keys() - self._patient else patient_until) - time.monotonic()
+
         self._gather(ready, timeout_seconds)
-        if ready and patience_seconds:
-            end = min(end, time.monotonic() + patience_seconds)
-            while not ready.keys() - self._patient and (rest_seconds := end - time.monotonic()) > 0:
-                self._gather(ready, rest_seconds)
-        while ready and not is_enough() and (rest_seconds := rest_until - time.monotonic()) > 0:
+        while ready and not rest.is_enough() and (seconds := left_seconds()) > 0:
             # Who is ready by an edge is not told again, so where nothing comes this sleeps once.
-            if self._gather(ready, rest_seconds):
-                time.sleep(max(0.0, min(rest_until - time.monotonic(), _REST_STEP_SECONDS)))
+            if self._gather(ready, seconds):
+                time.sleep(max(0.0, min(left_seconds(), _REST_STEP_SECONDS)))
         self._call(ready)
+        self._turned_at = time.monotonic()
 
     def _gather(self, ready: dict[int, int], seconds: float) -> bool:
         """Wait at most so long for somebody to be ready, and add them; was there one?

@@ -30,8 +30,8 @@ MOST_TOLD = 12
 MOST_BYTES = 4096
 MOST_HEARD = 2 * SLOTS
 """In one turn: whoever shouts all the time keeps nobody from capturing."""
-HEARING_SECONDS = 0.12
-"""The loop of an agent rests a tenth of a second at the most."""
+HEARING_SECONDS = 0.03
+"""The loop of an agent rests 20 ms at the most while somebody tells it something."""
 FORGOTTEN_SECONDS = 5.0
 """Who has not been heard for so long is gone, and its connections with it."""
 _NAME = "\0guestagent-stream-{}"

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from guestagent.loop import EDGE, READABLE, Loop
+from guestagent.loop import EDGE, READABLE, Loop, Rest
 
 
 @pytest.fixture
@@ -70,50 +70,86 @@ def test_what_is_paused_may_be_forgotten_and_changed(loop: Loop) -> None:
     turns(loop, 0.15)
 
 
-def test_a_patient_one_waits_for_company(loop: Loop) -> None:
-    """Alone it is called when its patience or the timeout ends; with somebody else ready, at once; never forgotten."""
+Wires = tuple[socket.socket, socket.socket, list[str]]
+"""Who writes to a patient one, who to another, and the names of those that were called."""
+
+
+@pytest.fixture
+def patient_and_other(loop: Loop) -> Iterator[Wires]:
+    """A patient one and another, watched."""
     (ours, theirs), (other, far) = socket.socketpair(), socket.socketpair()
     called: list[str] = []
     with ours, theirs, other, far:
         loop.watch(ours, READABLE | EDGE, lambda _events: called.append("patient"), is_patient=True)
         loop.watch(other, READABLE | EDGE, lambda _events: called.append("other"))
-        for patience, timeout, waited in ((0.05, 1.0, 0.05), (1.0, 0.05, 0.05), (0.0, 1.0, 0.0)):
-            theirs.send(b"x")
-            start = time.monotonic()
-            loop.run_once(timeout, patience_seconds=patience)
-            assert waited <= time.monotonic() - start < waited + 0.04
-        assert called == ["patient"] * 3
-        theirs.send(b"x")
-        far.send(b"y")
-        start = time.monotonic()
-        loop.run_once(1.0, patience_seconds=1.0)
-        assert time.monotonic() - start < 0.04
-        assert sorted(called[3:]) == ["other", "patient"]
+        yield theirs, far, called
 
 
-def test_a_rest_wakes_for_nothing_and_misses_nobody(loop: Loop) -> None:
+def waited_seconds(loop: Loop, timeout_seconds: float, rest: Rest) -> float:
+    """How long the turn took."""
+    start = time.monotonic()
+    loop.run_once(timeout_seconds, rest)
+    return time.monotonic() - start
+
+
+@pytest.mark.parametrize(
+    "patience, timeout, waited", [(0.05, 1.0, 0.05), (1.0, 0.05, 0.05), (0.0, 1.0, 0.02), (0.0, 0.01, 0.02)]
+)
+def test_a_patient_one_waits_for_company(
+    loop: Loop, patient_and_other: Wires, patience: float, timeout: float, waited: float
+) -> None:
+    """Alone it is called when its patience since the last turn or the timeout ends, never before the rest."""
+    theirs, _, called = patient_and_other
+    theirs.send(b"x")
+    loop.run_once(1.0)
+    theirs.send(b"x")
+    assert waited - 0.005 <= waited_seconds(loop, timeout, Rest(0.02, patience, lambda: False)) < waited + 0.04
+    assert called == ["patient"] * 2
+
+
+def test_nobody_else_waits_with_a_patient_one(loop: Loop, patient_and_other: Wires) -> None:
+    """Whoever comes in the midst of patience ends it, where the rest is over."""
+    theirs, far, called = patient_and_other
+    theirs.send(b"x")
+    loop.run_once(1.0)
+    theirs.send(b"x")
+    later = threading.Timer(0.05, far.send, [b"y"])
+    later.start()
+    assert waited_seconds(loop, 1.0, Rest(0.02, 0.9, lambda: False)) < 0.2
+    later.join()
+    assert sorted(called[1:]) == ["other", "patient"]
+
+
+def test_enough_ends_patience(loop: Loop, patient_and_other: Wires) -> None:
+    """A ring that fills is not kept waiting."""
+    theirs, _, called = patient_and_other
+    theirs.send(b"x")
+    loop.run_once(1.0)
+    theirs.send(b"x")
+    assert waited_seconds(loop, 1.0, Rest(0.5, 0.9, lambda: True)) < 0.1
+    assert called == ["patient"] * 2
+
+
+def test_a_rest_wakes_for_nothing_and_misses_nobody(loop: Loop, patient_and_other: Wires) -> None:
     """Who is ready is called after the rest, with whoever came meanwhile; a rest in which nobody comes is one sleep."""
-    (ours, theirs), (other, far) = socket.socketpair(), socket.socketpair()
-    called: list[str] = []
-    with ours, theirs, other, far:
-        loop.watch(ours, READABLE | EDGE, lambda _events: called.append("ours"))
-        loop.watch(other, READABLE | EDGE, lambda _events: called.append("other"))
-        asked = 0
+    theirs, far, called = patient_and_other
+    asked = 0
 
-        def is_enough() -> bool:
-            nonlocal asked
-            asked += 1
-            return False
+    def is_enough() -> bool:
+        nonlocal asked
+        asked += 1
+        return False
 
-        theirs.send(b"x")
-        loop.run_once(1.0, time.monotonic() + 0.05, is_enough)
-        assert (called, asked) == (["ours"], 2)
-        theirs.send(b"x")
-        later = threading.Timer(0.02, far.send, [b"y"])
-        later.start()
-        loop.run_once(1.0, time.monotonic() + 0.05, is_enough)
-        later.join()
-        assert sorted(called[1:]) == ["other", "ours"]
+    loop.run_once(0.0)
+    theirs.send(b"x")
+    loop.run_once(1.0, Rest(0.05, 0.0, is_enough))
+    assert (called, asked) == (["patient"], 2)
+    theirs.send(b"x")
+    later = threading.Timer(0.02, far.send, [b"y"])
+    later.start()
+    loop.run_once(1.0, Rest(0.05, 0.0, is_enough))
+    later.join()
+    assert sorted(called[1:]) == ["other", "patient"]
 
 
 def test_other_errors_are_raised(loop: Loop) -> None:
