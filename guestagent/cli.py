@@ -252,8 +252,10 @@ _SHORT_OF = {
 }
 
 
-def _shortage(error: Exception) -> str:
-    """What this host ran out of, empty where that is not what happened; the loader tells it in words alone."""
+def _lack(error: Exception) -> str:
+    """What this host ran out of or never had; empty where it is neither. The loader tells of memory in words alone."""
+    if isinstance(error, ModuleNotFoundError) and (module := (error.name or "").partition(".")[0]) != __package__:
+        return f"{sys.executable} lacks the module {module}: install python3-{module} or pip install {module}"
     if isinstance(error, MemoryError) or (isinstance(error, ImportError) and "failed to map" in str(error)):
         return _SHORT_OF[errno.ENOMEM]
     return _SHORT_OF.get(error.errno or 0, "") if isinstance(error, OSError) else ""
@@ -273,8 +275,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except Exception as error:
-        if shortage := _shortage(error):
-            sys.stderr.write(f"guestagent: {shortage}\n")
+        if lack := _lack(error):
+            sys.stderr.write(f"guestagent: {lack}\n")
             return HostError.exit_code
         if os.environ.get("GUESTAGENT_TRACEBACK"):
             raise
