@@ -37,12 +37,26 @@ class Cores:
         vm.cpus = self.vm
         for host in world:
             host.cpus = self.world
-        _shows_no_more_than(vm, self.vm)
+        with tempfile.NamedTemporaryFile() as ours:  # without its name it lives as long as the mount
+            vm.run(["mount", "--bind", ours.name, _ONLINE])
+        _show(vm, self.vm)
         for host, interface, cpus in ((vm, "eth0", self.vm), (switch, port, self.world)):
             try:
                 host.call(Path(_PACKET_STEERING.format(interface)).write_text, bitmap(cpus))
             except RunError as error:
                 raise HostError(f"packets are steered to no processor (it needs CONFIG_RPS, root): {error}") from error
+
+    @contextmanager
+    def second(self, vm: Host) -> Iterator[frozenset[int]]:
+        """For what is started on `vm` meanwhile it has two cores: its own, and one of the world's, which works on."""
+        both = self.vm | {min(self.world)}
+        vm.cpus = both
+        _show(vm, both)
+        try:
+            yield both
+        finally:
+            vm.cpus = self.vm
+            _show(vm, self.vm)
 
 
 @contextmanager
@@ -88,9 +102,6 @@ def bitmap(cpus: Collection[int]) -> str:
     return ",".join(reversed(words))
 
 
-def _shows_no_more_than(host: Host, cpus: Collection[int]) -> None:
+def _show(host: Host, cpus: Collection[int]) -> None:
     """Its processes count these processors alone, as in a container with lxcfs: `--cpu 5` is five percent of them."""
-    with tempfile.NamedTemporaryFile("w") as told:
-        told.write(",".join(map(str, sorted(cpus))) + "\n")
-        told.flush()
-        host.run(["mount", "--bind", told.name, _ONLINE])
+    host.call(Path(_ONLINE).write_text, ",".join(map(str, sorted(cpus))) + "\n")

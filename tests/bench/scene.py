@@ -38,6 +38,7 @@ class Scene:
         self.vm, self.peer, self.collector = (lab.host(name) for name in ("vm", "peer", "collector"))
         switch = lab.bridge(self.vm, self.peer, self.collector, offloads=offloads)
         switch.call(pass_unfiltered)
+        self.cores = cores
         if cores:
             cores.place(self.vm, switch, "port1", (self.peer, self.collector))
         self.interface_index = self.vm.call(socket.if_nametoindex, "eth0")

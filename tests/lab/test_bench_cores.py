@@ -16,7 +16,8 @@ ONE_ONLY = len(os.sched_getaffinity(0)) < 2
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to steer packets")
 @pytest.mark.skipif(ONE_ONLY, reason="needs two processors")
 def test_the_vm_has_a_core_of_its_own(lab: Lab) -> None:
-    """Its processes run there and count one core, what it receives is worked on there; everyone else is elsewhere."""
+    """Its processes run there and count one core, what it receives is worked on there; everyone else is elsewhere. A
+    second core is there as long as it is lent."""
     before = os.sched_getaffinity(0)
     with one_for_the_vm() as cores:
         vm, peer = lab.host("vm"), lab.host("peer")
@@ -30,7 +31,12 @@ def test_the_vm_has_a_core_of_its_own(lab: Lab) -> None:
             for host, name in ((vm, "eth0"), (switch, "port1"))
         ]
         ours = os.sched_getaffinity(0)
+        with cores.second(vm):
+            lent = vm.call(os.sched_getaffinity, 0), vm.call(psutil.cpu_count), peer.call(psutil.cpu_count)
+        after = vm.call(os.sched_getaffinity, 0), vm.call(psutil.cpu_count)
 
+    assert lent == ({*cores.vm, min(cores.world)}, 2, os.cpu_count())
+    assert after == (set(cores.vm), 1)
     assert places == [set(cores.vm), set(cores.world)]
     assert counted == [1, os.cpu_count()]
     assert command == str(min(cores.vm))

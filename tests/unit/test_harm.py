@@ -24,7 +24,7 @@ from tests.bench.harm.meters import Counted, Worked
 from tests.bench.harm.rounds import Cell, Run, plan
 from tests.bench.harm.sensors import PcapCounter, count_run
 from tests.bench.harm.shares import share_of
-from tests.bench.harm.taps import BUDGET, OFF
+from tests.bench.harm.taps import BUDGET, OFF, ROOMY
 from tests.bench.harm.tidy import MARK, remove_if_dead
 from tests.bench.harm.windows import Window
 
@@ -98,7 +98,7 @@ def cell(tap: str, round_: int = 0, load: str = "bulk out", **given: float) -> C
         load=load,
         tap=tap,
         seconds=1.0,
-        vm_seconds=10.0,
+        vm_seconds=given.get("vm_seconds", 10.0),
         rate=given.get("rate", 1e9),
         asked=1000,
         answered=1000,
@@ -146,6 +146,20 @@ def test_added_cpu_is_judged_only_where_there_is_idle_time() -> None:
     for busy, judged in ((7.9, 1), (8.1, 0)):
         table = Table([cell(tap, load="udp 50k", busy=busy) for tap in (OFF, BUDGET)])
         assert judged == sum("CPU" in one.name for one in promises(table))
+
+
+def test_a_larger_vm_has_promises_of_its_own() -> None:
+    """What a VM of two cores keeps is named as such and counts for no other; its busy time can't be told."""
+    cells = [cell(OFF, load="udp 20k"), cell(BUDGET, load="udp 20k", p99_us=220.0)]
+    cells.append(cell(ROOMY, load="udp 20k", p99_us=206.0, vm_seconds=20.0, own=0.4))
+    found = {one.name: one for one in promises(Table(cells))}
+    words = "p99, times that without a tap"
+    verdicts = {name: found[f"{name}: {words}"].verdict for name in ("udp 20k", "udp 20k, two cores")}
+    assert verdicts == {"udp 20k": "**missed**", "udp 20k, two cores": "met"}
+    assert [name for name in found if "CPU added" in name] == ["udp 20k: CPU added, % of the VM"]
+    text = report.markdown(report.Results("promises", "the command", 1.0, 0.0, Run(cells, {})))
+    assert "| udp 20k | 40 % | 0.0 / 0.0 | - / 2.0 |" in text
+    assert "The *VM of two cores* has" in text
 
 
 def test_every_window_is_judged() -> None:

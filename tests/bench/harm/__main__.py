@@ -26,7 +26,7 @@ from tests.bench.harm.taps import OFF, TAPS
 
 OUTPUT = Path(__file__).resolve().parents[3] / "docs" / "bench"
 LOAD_WORDS = {one.name.removesuffix(" %").replace(" ", "_"): one for one in LOADS}
-TAP_WORDS = dict(zip(("off", "again", "full", "cpu", "tcpdump", "mirred"), TAPS, strict=True))
+TAP_WORDS = dict(zip(("off", "again", "full", "cpu", "roomy", "tcpdump", "mirred"), TAPS, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Kind:
 KINDS = {
     "quick": Kind(1, 1.0, lambda load: load.is_quick),
     "gate": Kind(6, 1.0, lambda load: load.is_quick, ("cpu",)),
-    "promises": Kind(15, 5.0, lambda load: load.is_promised, ("again", "cpu"), "promises"),
+    "promises": Kind(15, 5.0, lambda load: load.is_promised, ("again", "cpu", "roomy"), "promises"),
     "whole": Kind(6, 1.0, lambda load: True, ("full", "cpu", "tcpdump", "mirred"), "harm"),
 }
 

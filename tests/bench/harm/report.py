@@ -16,7 +16,7 @@ from tests.bench.harm import figures
 from tests.bench.harm.figures import Metric, Promise, Table, interval_ranks, promises
 from tests.bench.harm.loads import PROBE_PER_SECOND, UNITS
 from tests.bench.harm.rounds import WARM_SECONDS, Cell, Run
-from tests.bench.harm.taps import BUDGET, OFF, OFF_AGAIN
+from tests.bench.harm.taps import BUDGET, OFF, OFF_AGAIN, ROOMY
 from tests.bench.report import MOST_BUSY, rows
 
 LATENCIES: tuple[tuple[str, str, Metric], ...] = (
@@ -26,6 +26,11 @@ LATENCIES: tuple[tuple[str, str, Metric], ...] = (
     ("p99.9", "p999_us", figures.p999),
 )
 _NOTHING = "-"
+_NOTES = {
+    OFF_AGAIN: "*off again* is a pair without any tap: what this machine makes of nothing. ",
+    ROOMY: "The *VM of two cores* has one of the world's, too. The application keeps to the first, the agent is set to "
+    "that one, as the scheduler does where it idles, and shares it with the world. ",
+}
 _MODERATE = "Moderate are udp 20k and bulk at 30 %; together, their pairs are taken as those of one load."
 
 
@@ -66,7 +71,7 @@ def _preamble(results: Results, table: Table) -> str:
         share = f"{results.busy_before:.0%}"
         warning = f"\n\n**Not quiet:** other work used {share} of the CPUs before the run; these numbers include it."
     count = table.pairs()
-    noise = "*off again* is a pair without any tap: what this machine makes of nothing. "
+    notes = "".join(note for tap, note in _NOTES.items() if tap in table.taps)
     return (
         "# Does the tap hurt the application?\n\n"
         f"`{results.command}` on {time.strftime('%Y-%m-%d', time.gmtime())}: {machine()}, {virtualisation()}, "
@@ -81,7 +86,7 @@ def _preamble(results: Results, table: Table) -> str:
         "is one TCP flow (iperf3; *in* is towards the VM), flat out or at a fraction of that; `udp` are frames of 512 "
         f"bytes, half of them each way; `ask` are requests. Beside every load {PROBE_PER_SECOND:,} requests a second "
         "go to an echo server in the VM over 16 connections, at times fixed beforehand, one in each period, where in "
-        f"it differs; a latency counts from that time. {noise if OFF_AGAIN in table.taps else ''}Every cell is in "
+        f"it differs; a latency counts from that time. {notes}Every cell is in "
         f"[{name}.csv]({name}.csv).{warning}\n\n![]({name}.png)"
     )
 
@@ -148,8 +153,8 @@ def _latency(table: Table, name: str, field: str, metric: Metric) -> str:
 def _cpu(table: Table) -> str:
     def cell(tap: str, load: str) -> str:
         own = f"{table.figure(tap, load, figures.own).median:.1f}"
-        has_idle = table.has_idle(load)
-        return f"{_words(table.figure(tap, load, figures.added), 1) if has_idle else _NOTHING} / {own}"
+        is_told = table.tells_added(tap, load)
+        return f"{_words(table.figure(tap, load, figures.added), 1) if is_told else _NOTHING} / {own}"
 
     off = [f"{table.figure(OFF, load.name, figures.busy).median:.0f} %" for load in table.loads]
     body = [
@@ -158,8 +163,9 @@ def _cpu(table: Table) -> str:
     ]
     return (
         "## CPU\n\nPercent of the VM: *added* / *in the tap's own processes*. Added is what its core works, by "
-        f"/proc/stat, less *off*: the tap's processes and the kernel's share. {_NOTHING} where *off* leaves so little "
-        "idle that it can't be told.\n\n" + rows(["load", "off", *table.taps_on], body)
+        f"/proc/stat, less *off*: the tap's processes and the kernel's share. {_NOTHING} where it can't be told: *off* "
+        "leaves too little idle, or the other core is the world's, too.\n\n"
+        + rows(["load", "off", *table.taps_on], body)
     )
 
 

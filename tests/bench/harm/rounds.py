@@ -120,6 +120,7 @@ class _Look:
     end: float
     rate: float | None
     """None where answers are what the application gets."""
+    cores: int
     worked: Worked
     counted: Counted
 
@@ -133,7 +134,7 @@ def _look(scene: Scene, work: Work, name: str, seconds: float) -> _Look:
         end, worked = time.monotonic(), meters.worked()
         after, now = work.progress(), time.monotonic()
         rate = None if before is None or after is None else (after - before) / (now - then)
-        return _Look(name, start, end, rate, worked, meters.counted())
+        return _Look(name, start, end, rate, running.cores, worked, meters.counted())
 
 
 def _cell(scene: Scene, number: int, load: Load, look: _Look, answers: Answers) -> Cell:
@@ -145,7 +146,7 @@ def _cell(scene: Scene, number: int, load: Load, look: _Look, answers: Answers) 
         load=load.name,
         tap=look.tap,
         seconds=took,
-        vm_seconds=took * len(scene.vm.cpus),
+        vm_seconds=took * look.cores,
         rate=answers.answered / took if look.rate is None else look.rate,
         asked=len(ordered),
         answered=answers.answered,

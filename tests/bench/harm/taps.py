@@ -3,16 +3,18 @@
 Each runs on the VM's eth0 with its sensor on the collector host. How much arrived is counted there.
 """
 
+import os
 import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from guestagent.errors import HostError
 from guestagent.lab.hosts import Host
 from tests.bench import taps
 from tests.bench.clocks import is_tapped
@@ -25,6 +27,7 @@ OFF = "off"
 OFF_AGAIN = "off again"
 """Pairs of nothing with nothing: the noise that every other ratio has, too."""
 BUDGET = "guestagent run --cpu 5"
+ROOMY = "guestagent run --cpu 5, VM of two cores"
 _ETHERNET_BYTES = 14
 _DROPPED = re.compile(r"(\d+) packets? dropped by kernel")
 
@@ -35,6 +38,8 @@ class Running:
 
     pids: tuple[int, ...] = ()
     """The processes that it adds to the VM."""
+    cores: int = 1
+    """Of the VM, the application's included."""
     arrived: Callable[[], tuple[int, int]] = lambda: (0, 0)
     """(packets, bytes of frames) at the sensor so far."""
     ring_drops: Callable[[], int | None] = lambda: None
@@ -57,7 +62,31 @@ def guestagent(scene: Scene, *flags: str) -> Iterator[Running]:
     argv = ["run", "-i", "eth0", "--to", to, "--agent-id", "vm", *flags]
     with _sensor(scene.collector, count_stream, STREAM_PORT) as tally, taps.guestagent(scene.vm, *argv) as (vm, status):
         wait_for(lambda: status()["link"]["connected"], "the agent to be connected")
-        yield Running((vm.pid,), tally.read, lambda: int(status()["dropped_by_ring"]))
+        yield Running((vm.pid,), arrived=tally.read, ring_drops=lambda: int(status()["dropped_by_ring"]))
+
+
+@contextmanager
+def budget(scene: Scene) -> Iterator[Running]:
+    """The default CPU budget; it yields to nobody, for /proc tells of pressure in the whole machine, world included."""
+    with guestagent(scene, "--cpu", "5", "--yield", "off") as running:
+        yield running
+
+
+@contextmanager
+def roomy(scene: Scene) -> Iterator[Running]:
+    """The same where the VM has a second core and the application keeps to the first.
+
+    An agent stays on a second core that idles. This one does not, the world works on it: it drives the agent back to
+    the application's some twenty times a second. So the agent is set there, and gets what the world leaves of it.
+    """
+    if not scene.cores:
+        raise HostError("a second core is lent by a scene that gives the VM one")
+    with ExitStack() as stack:
+        with scene.cores.second(scene.vm) as cores:
+            running = stack.enter_context(budget(scene))
+        for pid in running.pids:
+            os.sched_setaffinity(pid, cores - scene.cores.vm)
+        yield replace(running, cores=len(cores))
 
 
 @contextmanager
@@ -73,7 +102,7 @@ def tcpdump(scene: Scene) -> Iterator[Running]:
             dump.stdout.close()  # nc holds the pipe alone, so it ends with tcpdump
         try:
             wait_for(lambda: is_tapped(dump.pid, scene.interface_index), "tcpdump")
-            yield Running((dump.pid, pipe.pid), tally.read, lambda: _dropped(dump, said))
+            yield Running((dump.pid, pipe.pid), arrived=tally.read, ring_drops=lambda: _dropped(dump, said))
         finally:
             for process in (dump, pipe):
                 process.kill()
@@ -117,8 +146,8 @@ TAPS: dict[str, Tap] = {
     OFF: off,
     OFF_AGAIN: off,
     "guestagent run --full": lambda scene: guestagent(scene, "--full"),
-    # /proc tells of pressure for the whole machine, so an agent that yields would yield to the world beside its VM.
-    BUDGET: lambda scene: guestagent(scene, "--cpu", "5", "--yield", "off"),
+    BUDGET: budget,
+    ROOMY: roomy,
     "tcpdump to nc": tcpdump,
     "tc mirred to vxlan": mirred,
 }
