@@ -42,6 +42,11 @@ def usual_p99(cell: Cell, off: Cell) -> float:
     return cell.usual_p99_us / off.usual_p99_us
 
 
+def tail(cell: Cell, off: Cell) -> float:
+    """Times the tail without a tap: a host that is slower for a while moves median and 99th percentile together."""
+    return cell.tail / off.tail
+
+
 def p999(cell: Cell, off: Cell) -> float:
     """Times the 99.9th percentile without a tap."""
     return cell.p999_us / off.p999_us

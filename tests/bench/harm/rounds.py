@@ -50,6 +50,11 @@ class Cell:
     worked: Worked
     counted: Counted
 
+    @property
+    def tail(self) -> float:
+        """The 99th percentile as a multiple of the median, whatever the machine's speed in this cell."""
+        return self.p99_us / self.p50_us
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
