@@ -14,8 +14,10 @@ from guestagent.governor.predict import CostModel
 TICK_SECONDS = 0.1
 LEAST_TICK_SECONDS = 0.02
 """A shorter look has too few packets to judge by."""
-STEADY_TICK_SECONDS, STEADY_AFTER_SECONDS = 0.5, 1.0
-"""A whole copy that takes more than a fifth of the budget brings each tick forward by itself."""
+STEADY_TICK_SECONDS, STEADY_AFTER_SECONDS = 0.5, 0.35
+"""Four looks at what a move made of the load. In a whole second of them, ten, the looks themselves ate the room in
+which a flow had been given back. A whole copy that takes more than a fifth of the budget brings ticks forward anyway.
+"""
 AHEAD_SECONDS = 0.15
 """Where something is shed, what is so far ahead of its usual pace, or of the budget's, brings a tick forward. Blocks
 come by up to a tenth of a second of records at once."""

@@ -56,6 +56,17 @@ def test_the_less_there_is_to_decide_the_later_the_next_tick(pace: Pace, seconds
     assert pace.due_at == pytest.approx(10.0 + seconds)
 
 
+def test_a_move_is_followed_by_a_few_close_ticks() -> None:
+    """Four, and then those of limits that hold still: each takes CPU that the limits could have kept copies with."""
+    pace, waits = paced(State.SHEDDING, moved=True), []
+    now = 10.0
+    for _ in range(6):
+        waits.append(pace.due_at - now)
+        now = pace.due_at
+        pace.ticked(now, 0.0, State.SHEDDING, MODEL, has_moved=False)
+    assert waits == pytest.approx([TICK_SECONDS] * 4 + [STEADY_TICK_SECONDS] * 2)
+
+
 def test_a_tick_is_welcome_early() -> None:
     """Who is awake in the last third of a wait need not wake again for the tick; a tick that ends a look is on time."""
     for pace in (paced(State.WHOLE), paced(State.SHEDDING), paced(State.SHEDDING, moved=True)):
