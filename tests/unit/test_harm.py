@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from struct import pack
 
@@ -39,6 +41,16 @@ def test_no_tap_is_always_first() -> None:
     ]
     assert all(sorted(taps) == sorted(names) for _, _, names in rows)
     assert set(taps) == {names[0] for _, _, names in rows}
+
+
+def test_no_tap_always_follows_the_same() -> None:
+    """In eight rounds of four each has every place twice, and comes as often after one as before it."""
+    taps = ["a", "b", "c", "d"]
+    orders = [names for _, _, names in plan(8, taps, LOADS[:1])]
+    assert all(sorted(places) == sorted(taps * 2) for places in zip(*orders, strict=True))
+    follows = Counter(pair for names in orders for pair in pairwise(names))
+    assert len(follows) > len(taps)
+    assert all(count == follows[after, before] for (before, after), count in follows.items())
 
 
 def test_moderate_loads_are_judged_together() -> None:

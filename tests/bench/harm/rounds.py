@@ -2,7 +2,7 @@
 
 A pair is a tap and "off" beside one load that runs on meanwhile: a TCP flow has a faster and a slower gait, a third
 apart, and keeps it, so a second flow with a tap says nothing about a first without. The order of the taps moves on by
-one from load to load and from round to round.
+one from load to load and from round to round, and turns round.
 """
 
 import time
@@ -70,12 +70,14 @@ Row = tuple[int, Load, list[str]]
 
 
 def plan(rounds: int, taps: Sequence[str], loads: Sequence[Load]) -> list[Row]:
-    """Every tap under every load in each round."""
+    """Every tap under every load in each round. After a whole turn the order is reversed: who comes after a tap meets
+    what it left behind, and that shall not always be the same one."""
     rows = []
     for number in range(rounds):
         for row, load in enumerate(loads):
             at = (number + row) % len(taps)
-            rows.append((number, load, [*taps[at:], *taps[:at]]))
+            turned = [*taps[at:], *taps[:at]]
+            rows.append((number, load, turned[::-1] if number // len(taps) % 2 else turned))
     return rows
 
 
