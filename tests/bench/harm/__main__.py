@@ -1,7 +1,7 @@
 """Does the tap hurt the application? `python -m tests.bench.harm`; as root, nothing left behind.
 
 make bench-harm                                    into docs/bench; half an hour
-make bench-harm ARGS=--promises                    into docs/bench; what the design promises, 15 pairs; half an hour
+make bench-harm ARGS=--promises                    into docs/bench; what the design promises, 15 pairs; 40 minutes
 make bench-harm ARGS=--quick                       a look in three minutes, printed only
 make bench-harm ARGS=--gate                        for CI: short, fails only far from the design's promises
 make bench-harm ARGS=--windows                     the CPU of every five seconds, by perf; into docs/bench; 10 minutes
@@ -46,7 +46,7 @@ class Kind:
 KINDS = {
     "quick": Kind(1, 1.0, lambda load: load.is_quick),
     "gate": Kind(6, 1.0, lambda load: load.is_quick, ("cpu",)),
-    "promises": Kind(15, 5.0, lambda load: load.is_promised, ("again", "cpu", "roomy"), "promises"),
+    "promises": Kind(15, 4.0, lambda load: load.is_promised, ("again", "cpu", "roomy"), "promises"),
     "whole": Kind(6, 1.0, lambda load: True, ("full", "cpu", "tcpdump", "mirred"), "harm"),
 }
 
@@ -104,13 +104,13 @@ def _verdict(results: report.Results) -> int:
 def _flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.harm", description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, help="default: 6; 15 with --promises, 3 with --windows")
-    parser.add_argument("--seconds", type=float, help="of one cell; default: 1; 5 with --promises")
+    parser.add_argument("--seconds", type=float, help="of one cell; default: 1; 4 with --promises")
     kinds = parser.add_mutually_exclusive_group()
     for word, told in (
         ("quick", "a look in three minutes; printed, not written"),
         ("gate", "short; exit code 1 only far from the promises"),
         ("windows", "the CPU of every five seconds under paced loads; 10 minutes"),
-        ("promises", "what the design promises, 15 pairs in cells of 5 s; half an hour"),
+        ("promises", "what the design promises, 15 pairs in cells of 4 s; 40 minutes"),
     ):
         kinds.add_argument(f"--{word}", dest="kind", action="store_const", const=word, help=told)
     parser.set_defaults(kind="whole")
