@@ -199,12 +199,12 @@ def simulate(
         trace.out.append(left)
         stalled += STEP_SECONDS * (0.9 if machine.pressed(now) else 0.05)
         governor.ring_filled(ring_used / RING_BYTES)
+        own_history.append((now, own))
+        while len(own_history) > 1 and own_history[1][0] <= now - 0.1:
+            own_history.popleft()
         if now >= governor.due_at:
             cpu += machine.own_tick * TICK_COST_SECONDS
             own += machine.own_tick * TICK_COST_SECONDS
-            own_history.append((now, own))
-            while len(own_history) > 1 and own_history[1][0] <= now - 0.1:
-                own_history.popleft()
             fill = ring_used / RING_BYTES
             counters = Counters(
                 int(captured),

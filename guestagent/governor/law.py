@@ -17,8 +17,8 @@ time and the computed share of others. With the budget b and the balance c (boun
     give back     what fits 0.95 of that all through the hold
 
 In T seconds the cost is at most b (T + 0.25 s) and the overruns of that time. An overrun is what a surge costs before
-it is seen. A tick is due when a tenth of a second's budget is spent (pace.py), so the steeper a surge, the shorter it
-lasts; then its cost e makes the bound 0.9 b - e / 2 s, and is gone within a window of 5 s.
+it is seen. A tick is due when what came in is 0.15 s ahead of the budget (pace.py), so the steeper a surge, the shorter
+it lasts; then its cost e makes the bound 0.9 b - e / 2 s, and is gone within a window of 5 s.
 
 What is heavy is told by the budget, not by what a debt leaves of it: in deep debt each small flow would be, and a debt
 must not grow by swaps of the filter for who is first among equals.

@@ -75,15 +75,16 @@ def test_a_tick_is_welcome_early() -> None:
     for pace in (paced(State.DOUBTING), paced(State.PROBING)):
         assert pace.early_at == pace.due_at
     hurried = paced(State.WHOLE)
-    hurried.arrived(10.0, DEAR_RECORDS, 200 * DEAR_RECORDS, MODEL)
+    hurried.arrived(10.0, 2 * DEAR_RECORDS, 400 * DEAR_RECORDS, MODEL)
     assert hurried.early_at == hurried.due_at
 
 
 @pytest.mark.parametrize(
     "pace, after_seconds, records, is_hurried",
     [
-        (paced(State.WHOLE), 0.4, DEAR_RECORDS, True),
-        (paced(State.WHOLE), 0.4, DEAR_RECORDS // 2, False),
+        (paced(State.WHOLE), 0.0, 2 * DEAR_RECORDS, True),
+        (paced(State.WHOLE), 0.1, 2 * DEAR_RECORDS, False),
+        (paced(State.WHOLE), 0.4, 5 * DEAR_RECORDS, False),
         (paced(State.SHEDDING), 0.1, 2 * DEAR_RECORDS, False),
         (paced(State.SHEDDING), 0.1, 3 * DEAR_RECORDS, True),
         (paced(State.SHEDDING), 0.4, 5 * DEAR_RECORDS, False),
@@ -96,8 +97,8 @@ def test_a_tick_is_welcome_early() -> None:
 def test_what_is_more_than_usual_brings_the_tick_forward(
     pace: Pace, after_seconds: float, records: int, is_hurried: bool
 ) -> None:
-    """A whole copy is looked at when a tick's budget came in, a reduced one when more came than usually by then, and a
-    probe at its end."""
+    """A copy is looked at when more came than usually by then, and than the budget has, whole or reduced; a probe at
+    its end."""
     due = pace.due_at
     pace.arrived(10.0 + after_seconds, records, 200 * records, MODEL)
 
@@ -140,7 +141,7 @@ def test_a_surge_is_looked_at_closely_from_its_first_block() -> None:
     """What just arrived counts before anyone looks at it."""
     pace = paced(State.WHOLE)
     pace.looks(10.0, 1)
-    pace.arrived(10.0 + 2 * PEEK_SECONDS, DEAR_RECORDS, 200 * DEAR_RECORDS, MODEL)
+    pace.arrived(10.0 + 2 * PEEK_SECONDS, 2 * DEAR_RECORDS, 400 * DEAR_RECORDS, MODEL)
 
     assert pace.looks(10.0 + 2 * PEEK_SECONDS, 1) == PEEK_RECORDS
 
