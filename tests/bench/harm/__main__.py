@@ -1,7 +1,7 @@
 """Does the tap hurt the application? `python -m tests.bench.harm`; as root, nothing left behind.
 
 make bench-harm                                    into docs/bench; half an hour
-make bench-harm ARGS=--promises                    into docs/bench; what the design promises, 15 pairs; 40 minutes
+make bench-harm ARGS=--promises                    into docs/bench; what the design promises, 15 pairs; 48 minutes
 make bench-harm ARGS=--quick                       a look in three minutes, printed only
 make bench-harm ARGS=--gate                        for CI: short, fails only far from the design's promises
 make bench-harm ARGS=--windows                     the CPU of every five seconds, by perf; into docs/bench; 10 minutes
@@ -110,7 +110,7 @@ def _flags() -> argparse.Namespace:
         ("quick", "a look in three minutes; printed, not written"),
         ("gate", "short; exit code 1 only far from the promises"),
         ("windows", "the CPU of every five seconds under paced loads; 10 minutes"),
-        ("promises", "what the design promises, 15 pairs in cells of 4 s; 40 minutes"),
+        ("promises", "what the design promises, 15 pairs in cells of 4 s; 48 minutes"),
     ):
         kinds.add_argument(f"--{word}", dest="kind", action="store_const", const=word, help=told)
     parser.set_defaults(kind="whole")

@@ -67,7 +67,7 @@ class Load:
 LOADS = (
     Load("ask 1k", "ask", per_second=1_000, is_window=True, is_quick=True),
     Load("udp 1k", "udp", per_second=1_000),
-    Load("udp 5k", "udp", per_second=5_000, is_window=True),
+    Load("udp 5k", "udp", per_second=5_000, is_window=True, is_moderate=True),
     Load("udp 20k", "udp", per_second=20_000, is_quick=True, is_moderate=True),
     Load("udp 50k", "udp", per_second=50_000, is_window=True),
     Load("bursts in", "bursts", fraction=0.1, inbound=True, is_window=True),

@@ -33,7 +33,7 @@ _NOTES = {
     ROOMY: "The *VM of two cores* has one of the world's, too. The application keeps to the first, the agent is set to "
     "that one, as the scheduler does where it idles, and shares it with the world. ",
 }
-_MODERATE = "Moderate are udp 20k and bulk at 30 %; together, their pairs are taken as those of one load."
+_MODERATE = "Moderate are udp 5k, udp 20k and bulk at 30 %; together, their pairs are taken as those of one load."
 
 
 @dataclass(frozen=True, slots=True)
