@@ -16,7 +16,7 @@ from tests.bench.harm import figures
 from tests.bench.harm.figures import Metric, Promise, Table, interval_ranks, promises
 from tests.bench.harm.loads import PROBE_PER_SECOND, UNITS
 from tests.bench.harm.rounds import WARM_SECONDS, Cell, Run
-from tests.bench.harm.taps import BUDGET, OFF, OFF_AGAIN, ROOMY
+from tests.bench.harm.taps import BUDGET, OFF, OFF_AGAIN, ROOMY, STOPPED
 from tests.bench.report import MOST_BUSY, rows
 
 _MICROSECONDS = "{:,.0f} µs"
@@ -32,6 +32,7 @@ _NOTES = {
     OFF_AGAIN: "*off again* is a pair without any tap: what this machine makes of nothing. ",
     ROOMY: "The *VM of two cores* has one of the world's, too. The application keeps to the first, the agent is set to "
     "that one, as the scheduler does where it idles, and shares it with the world. ",
+    STOPPED: "*Stopped* is its capture alone: the kernel filters and copies into the ring, and nobody takes it out. ",
 }
 _MODERATE = "Moderate are udp 5k, udp 20k and bulk at 30 %; together, their pairs are taken as those of one load."
 

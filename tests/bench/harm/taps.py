@@ -28,6 +28,7 @@ OFF_AGAIN = "off again"
 """Pairs of nothing with nothing: the noise that every other ratio has, too."""
 BUDGET = "guestagent run --cpu 5"
 ROOMY = "guestagent run --cpu 5, VM of two cores"
+STOPPED = "guestagent run --cpu 5, stopped"
 _ETHERNET_BYTES = 14
 _DROPPED = re.compile(r"(\d+) packets? dropped by kernel")
 
@@ -90,6 +91,17 @@ def roomy(scene: Scene) -> Iterator[Running]:
 
 
 @contextmanager
+def stopped(scene: Scene) -> Iterator[Running]:
+    """Its capture alone: the process is stopped, and the kernel filters and copies into the ring until that is full."""
+    with budget(scene) as running:
+        os.kill(running.pids[0], signal.SIGSTOP)
+        try:
+            yield Running(running.pids)
+        finally:
+            os.kill(running.pids[0], signal.SIGCONT)
+
+
+@contextmanager
 def tcpdump(scene: Scene) -> Iterator[Running]:
     """tcpdump -w - | nc, whose far end counts."""
     command = ["tcpdump", "-i", "eth0", "-w", "-", f"not tcp port {NC_PORT}"]
@@ -148,6 +160,7 @@ TAPS: dict[str, Tap] = {
     "guestagent run --full": lambda scene: guestagent(scene, "--full"),
     BUDGET: budget,
     ROOMY: roomy,
+    STOPPED: stopped,
     "tcpdump to nc": tcpdump,
     "tc mirred to vxlan": mirred,
 }
