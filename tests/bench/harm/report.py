@@ -14,7 +14,7 @@ from tests.bench.clocks import machine
 from tests.bench.figures import Figure
 from tests.bench.harm import figures
 from tests.bench.harm.figures import Metric, Promise, Table, interval_ranks, promises
-from tests.bench.harm.loads import PROBE_PER_SECOND, UNITS
+from tests.bench.harm.loads import LOADS, PROBE_PER_SECOND, UNITS
 from tests.bench.harm.rounds import WARM_SECONDS, Cell, Run
 from tests.bench.harm.taps import BUDGET, OFF, OFF_AGAIN, ROOMY, STOPPED
 from tests.bench.report import MOST_BUSY, rows
@@ -34,7 +34,10 @@ _NOTES = {
     "that one, as the scheduler does where it idles, and shares it with the world. ",
     STOPPED: "*Stopped* is its capture alone: the kernel filters and copies into the ring, and nobody takes it out. ",
 }
-_MODERATE = "Moderate are udp 5k, udp 20k and bulk at 30 %; together, their pairs are taken as those of one load."
+_MODERATE = (
+    f"Moderate are {', '.join(load.name for load in LOADS if load.is_moderate)}; "
+    "together, their pairs are taken as those of one load."
+)
 
 
 @dataclass(frozen=True, slots=True)
