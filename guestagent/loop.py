@@ -115,27 +115,29 @@ class Loop:
         rested_at = self._turned_at + rest.seconds
         patient_until = max(rested_at, min(self._turned_at + rest.patience_seconds, time.monotonic() + timeout_seconds))
         ready: dict[int, int] = {}
-
-        def left_seconds() -> float:
-            return (rested_at if ready.keys() - self._patient else patient_until) - time.monotonic()
-
         self._gather(ready, timeout_seconds)
-        while ready and not rest.is_enough() and (seconds := left_seconds()) > 0:
-            # Who is ready by an edge is not told again, so where nothing comes this sleeps once.
-            if self._gather(ready, seconds):
-                time.sleep(max(0.0, min(left_seconds(), _REST_STEP_SECONDS)))
+        looked_at = -inf
+        while ready and not rest.is_enough():
+            now = time.monotonic()
+            seconds = (patient_until if ready.keys() <= self._patient else rested_at) - now
+            if seconds <= 0:
+                break
+            # Each wake-up is paid for, so who comes alone ends none but its own wait, and who comes in a crowd a step.
+            if now - looked_at < _REST_STEP_SECONDS:
+                time.sleep(min(seconds, _REST_STEP_SECONDS))
+                seconds = 0.0
+            looked_at = now
+            self._gather(ready, seconds)
         self._call(ready)
         self._turned_at = time.monotonic()
 
-    def _gather(self, ready: dict[int, int], seconds: float) -> bool:
-        """Wait at most so long for somebody to be ready, and add them; was there one?
+    def _gather(self, ready: dict[int, int], seconds: float) -> None:
+        """Wait at most so long for somebody to be ready, and add them.
 
         An edge is told once, a level again: what was ready still counts.
         """
-        found = self._epoll.poll(max(0.0, seconds), _MOST_EVENTS)
-        for descriptor, events in found:
+        for descriptor, events in self._epoll.poll(max(0.0, seconds), _MOST_EVENTS):
             ready[descriptor] = ready.get(descriptor, 0) | events
-        return bool(found)
 
     def _call(self, ready: dict[int, int]) -> None:
         for descriptor, events in ready.items():

@@ -46,6 +46,8 @@ LAYOUTS = (LAYOUT_VIRTIO, LAYOUT_PLAIN)
 FRAME_OFFSET_BYTES = 92
 """Where the kernel puts an Ethernet frame with PACKET_VNET_HDR: align16(68 + 16) + 10 - 14."""
 
+GLANCE = Struct("<IIIIIIH32xB")
+"""The fields of a record that a look takes: next offset, sec, nsec, snaplen, len, status, mac, packet type."""
 _RECORD = Struct("<IIIIIIH6xIH20xB")
 _RECORD_BYTES = _RECORD.size
 _STEP = Struct("<I")
@@ -53,7 +55,7 @@ _STEP_AND_STATUS = Struct("<I16xI")
 _LEAST_FRAME_OFFSET_BYTES = 68
 """tpacket3_hdr and sockaddr_ll; a frame can't begin inside them."""
 _ALIGNMENT_BYTES = 8
-_NANOSECONDS = 1_000_000_000
+NANOSECONDS = 1_000_000_000
 
 Record = tuple[int, int, int, int, int, int, int, int, int]
 """time in ns, captured bytes, original bytes, status, frame start, frame stop, vlan tci, vlan tpid, packet type."""
@@ -81,12 +83,12 @@ def walk(records: bytes | bytearray | memoryview, count: int) -> Iterator[Record
                 mac < _LEAST_FRAME_OFFSET_BYTES
                 or stop > end
                 or captured > original
-                or nsec >= _NANOSECONDS
+                or nsec >= NANOSECONDS
                 or (remaining and step < stop - offset)
             ):
                 shape = f"frame {mac}+{captured} of {original}, next {step}"
                 raise MalformedBlock(f"record at byte {offset} of {end}: {shape}")
-            yield sec * _NANOSECONDS + nsec, captured, original, status, start, stop, tci, tpid, kind
+            yield sec * NANOSECONDS + nsec, captured, original, status, start, stop, tci, tpid, kind
         else:
             if remaining and step < _RECORD_BYTES:
                 raise MalformedBlock(f"stale record at byte {offset} of {end}: next {step}")
@@ -153,7 +155,7 @@ class BlockWriter:
             status |= STATUS_VLAN_VALID | STATUS_VLAN_TPID_VALID
         tci, tpid = vlan or (0, 0)
         original = len(frame) if original_bytes is None else original_bytes
-        sec, nsec = divmod(time_ns, _NANOSECONDS)
+        sec, nsec = divmod(time_ns, NANOSECONDS)
         self._block[at : at + FRAME_OFFSET_BYTES] = bytes(FRAME_OFFSET_BYTES)
         _RECORD.pack_into(
             self._block, at, 0, sec, nsec, len(frame), original, status, FRAME_OFFSET_BYTES, tci, tpid, packet_type

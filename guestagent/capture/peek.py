@@ -1,10 +1,9 @@
 """A look at the first records of a block: which flows they are of, and how large."""
 
-from collections.abc import Iterator
 from math import inf
 from struct import Struct
 
-from guestagent.capture.block import PACKET_OUTGOING, walk
+from guestagent.capture.block import GLANCE, NANOSECONDS, PACKET_OUTGOING, STATUS_USER
 from guestagent.capture.flowhash import flow_hash
 from guestagent.capture.source import RetiredBlock
 
@@ -30,26 +29,38 @@ class Peek:
         self._seed = seed
         self._known: dict[tuple[int, ...], int] = {}
 
-    def __call__(self, block: RetiredBlock, most: int) -> Iterator[Glance]:
-        """The first records of a block, at most so many; of stale ones none."""
-        memory = block.memory[block.start : block.end]
-        for record in walk(memory, min(most, block.records)):
-            if record is None:
-                continue
-            time_ns, captured, original, _, start, stop, _, _, kind = record
-            yield time_ns, self._flow(memory[start:stop]), captured, original, kind == PACKET_OUTGOING
+    def __call__(self, block: RetiredBlock, most: int) -> list[Glance]:
+        """The first records of a block, at most so many; of stale ones none. The kernel's lengths are believed.
 
-    def _flow(self, frame: memoryview) -> int:
+        In one loop without a slice: some hundred records a second, each beside an application that has just pushed all
+        of this out of the caches.
+        """
+        memory, at, found = block.memory, block.start, []
+        unpack, fields_of, known = GLANCE.unpack_from, _IPV4.unpack_from, self._known
+        for _ in range(min(most, block.records)):
+            step, sec, nsec, captured, original, status, mac, kind = unpack(memory, at)
+            if status & STATUS_USER:
+                start, flow = at + mac, None
+                if captured >= _IPV4.size:
+                    fields = fields_of(memory, start)
+                    if captured >= _WITH_PORTS.get(fields[3], inf):
+                        flow = known.get(fields)
+                if flow is None:
+                    flow = self._meet(memory[start : start + captured])
+                found.append((sec * NANOSECONDS + nsec, flow, captured, original, kind == PACKET_OUTGOING))
+            at += step
+        return found
+
+    def _meet(self, frame: memoryview) -> int:
+        """The flow of a frame whose fields are not known, and know those of a usual one from now on."""
+        flow = self._hash(frame)
         if len(frame) < _IPV4.size:
-            return self._hash(frame)
+            return flow
         fields = _IPV4.unpack_from(frame)
-        if fields[:2] != _PLAIN or len(frame) < _WITH_PORTS.get(fields[3], inf):
-            return self._hash(frame)
-        flow = self._known.get(fields)
-        if flow is None:
+        if fields[:2] == _PLAIN and len(frame) >= _WITH_PORTS.get(fields[3], inf):
             if len(self._known) == _FLOWS_REMEMBERED:
                 self._known.clear()
-            flow = self._known[fields] = self._hash(frame)
+            self._known[fields] = flow
         return flow
 
     def _hash(self, frame: memoryview) -> int:

@@ -152,6 +152,30 @@ def test_a_rest_wakes_for_nothing_and_misses_nobody(loop: Loop, patient_and_othe
     assert sorted(called[1:]) == ["other", "patient"]
 
 
+@pytest.mark.parametrize("gap_seconds, is_crowd", [(0.02, False), (0.0005, True)])
+def test_only_a_crowd_is_waited_for_in_steps(
+    loop: Loop, patient_and_other: Wires, monkeypatch: pytest.MonkeyPatch, gap_seconds: float, is_crowd: bool
+) -> None:
+    """Who comes alone wakes the loop once; those that come one right after the other wake it every second time."""
+    theirs, _, called = patient_and_other
+    slept: list[float] = []
+    sleep = time.sleep
+    monkeypatch.setattr("guestagent.loop.time.sleep", lambda seconds: (slept.append(seconds), sleep(seconds)))
+
+    def write() -> None:
+        for _ in range(4):
+            threading.Event().wait(gap_seconds)
+            theirs.send(b"x")
+
+    loop.run_once(0.0)
+    writer = threading.Thread(target=write)
+    writer.start()
+    loop.run_once(1.0, Rest(0.02, 0.15, lambda: False))
+    writer.join()
+    assert called == ["patient"]
+    assert bool(slept) == is_crowd
+
+
 def test_other_errors_are_raised(loop: Loop) -> None:
     """Only a lack of files is waited for."""
 
