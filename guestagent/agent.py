@@ -53,7 +53,7 @@ REST_SECONDS = 0.02
 """50 turns a second at most, unless the ring fills or the socket is full: half the CPU at 50,000 small packets/s."""
 PATIENCE_SECONDS, CALM_FILL = 0.2, 0.125
 """Where nothing presses neither an acknowledgement nor a second block is worth a turn of its own: a seventh of our CPU
-at 20,000 packets/s. Below the lag of acknowledgements that tells of a slow collector. No later than what time asks for."""
+at 20,000 packets/s. Less than the lag that tells of a slow collector (pressure.py), and no later than time asks."""
 LAST_ACK_SECONDS = 0.7
 """Of the drain, for what is on its way when no new frame goes out any more: 64 KB at 1 Mbit/s take half a second."""
 DRAIN_STEP_SECONDS = 0.02
