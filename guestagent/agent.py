@@ -29,7 +29,8 @@ from guestagent.errors import RunError
 from guestagent.follow import Follower
 from guestagent.governor.feedback import LoopDetector, Sample, Verdict
 from guestagent.governor.meter import interface_bytes, interface_packets
-from guestagent.loop import EDGE, NO_REST, OUT_OF_FILES, READABLE, Loop, Rest
+from guestagent.loop import EDGE, OUT_OF_FILES, READABLE, Loop
+from guestagent.lull import Lull
 from guestagent.neighbours import meet
 from guestagent.observe import reports
 from guestagent.observe.clock import ClockWatch
@@ -49,11 +50,6 @@ QUIET_DRAIN_SECONDS = 2.2 * RETIRE_MS / 1000
 """After the filter rejects all, the last records leave the kernel within two retire times."""
 DRAIN_SECONDS = 1.6
 """SIGTERM to exit stays under 2 s, also with a collector that is gone."""
-REST_SECONDS = 0.02
-"""50 turns a second at most, unless the ring fills or the socket is full: half the CPU at 50,000 small packets/s."""
-PATIENCE_SECONDS, CALM_FILL = 0.2, 0.125
-"""Where nothing presses neither an acknowledgement nor a second block is worth a turn of its own: a seventh of our CPU
-at 20,000 packets/s. Less than the lag that tells of a slow collector (pressure.py), and no later than time asks."""
 LAST_ACK_SECONDS = 0.7
 """Of the drain, for what is on its way when no new frame goes out any more: 64 KB at 1 Mbit/s take half a second."""
 DRAIN_STEP_SECONDS = 0.02
@@ -111,6 +107,7 @@ class Agent:
         self._neighbours = meet(self._loop, self._desk)
         stack.callback(self._neighbours.close)
         self._link = open_link(config, self._desk, self._loop, stack)
+        self._lull = Lull(self._link, self._desk)
         status = StatusSocket("agent", self.snapshot)
         stack.callback(status.close)
         self._loop.watch(status, READABLE, status.answer)
@@ -164,18 +161,10 @@ class Agent:
             self._look(self._steer, now)
             due = min(report_at, self._until, self._link.deadline(), self._desk.deadline())
             due = min(due, max(min(self._steering.due_at, self._detector.due_at), self._blind_until))
-            self._loop.run_once(0.0 if has_more else due - self._loop.now(), self._rest())
+            self._loop.run_once(0.0 if has_more else due - self._loop.now(), self._lull.rest(now))
             now = self._loop.now()
             self._steering.look(now)
             has_more = self._pump(now)
-
-    def _rest(self) -> Rest:
-        """Nothing presses where what gathers in the ring can leave at once whenever it is looked at."""
-        if self._link.is_blocked:
-            return NO_REST
-        is_free = self._link.state.connected and self._desk.gate_opens_at == inf
-        is_calm = is_free and self._tap.filled_fraction() < CALM_FILL
-        return Rest(REST_SECONDS, PATIENCE_SECONDS if is_calm else 0.0, self._tap.is_filling)
 
     def _look(self, step: Callable[[float], None], now: float) -> None:
         """Do what looks at the host and takes descriptors for it."""
