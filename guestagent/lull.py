@@ -1,7 +1,10 @@
 """How long what is ready may wait for company: every turn costs beside an application, and nothing may press."""
 
+from functools import partial
 from math import inf
 
+from guestagent.capture.ring import BLOCK_BYTES
+from guestagent.capture.tap import FILLING_BLOCKS
 from guestagent.desk import Desk
 from guestagent.links.owner import Link
 from guestagent.loop import NO_REST, Rest
@@ -28,5 +31,9 @@ class Lull:
         if self._link.is_blocked:
             return NO_REST
         is_free = self._link.state.connected and now - self._capped_at > UNCAPPED_SECONDS
-        is_calm = is_free and self._desk.tap.filled_fraction() < CALM_FILL
-        return Rest(REST_SECONDS, PATIENCE_SECONDS if is_calm else 0.0, self._desk.tap.is_filling)
+        tap = self._desk.tap
+        if not is_free or tap.filled_fraction() >= CALM_FILL:
+            return Rest(REST_SECONDS, 0.0, tap.is_filling)
+        # What the bucket can't let go at once would wait behind the cap, and what that brings meanwhile be lost.
+        blocks = max(1, int(min(FILLING_BLOCKS, self._desk.gate.bytes.depth / BLOCK_BYTES)))
+        return Rest(REST_SECONDS, PATIENCE_SECONDS, partial(tap.is_filling, blocks))

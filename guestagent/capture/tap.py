@@ -139,9 +139,9 @@ class Tap:
             ledger.dropped_by_ring = max(0, counted.dropped - ledger.unsupported_gso)
         return total(list(self.ledgers.values()))
 
-    def is_filling(self) -> bool:
-        """Has enough gathered in a ring that it should be looked at now?"""
-        return any(source.has_waiting(FILLING_BLOCKS) for source in self.sources)
+    def is_filling(self, blocks: int = FILLING_BLOCKS) -> bool:
+        """Have so many gathered in a ring that it should be looked at now?"""
+        return any(source.has_waiting(blocks) for source in self.sources)
 
     def by_name(self) -> dict[str, InterfaceLedger]:
         """Every ledger by its interface's name."""

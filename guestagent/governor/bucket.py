@@ -31,6 +31,11 @@ class TokenBucket:
         """The cap, a second."""
         return self._rate
 
+    @property
+    def depth(self) -> float:
+        """How much it saves at most; infinite without a cap."""
+        return self._depth
+
     def set_rate(self, now: float, rate: float) -> None:
         """Hold another cap from now on; of what was saved under the old one, what the new one could save is kept."""
         if rate != self._rate:

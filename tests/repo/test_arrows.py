@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "follow": WORDS | {"capture", "desk"},
     "neighbours": WORDS | {"desk", "loop"},
     "steering": WORDS | {"backstops", "capture", "config", "desk", "governor", "links"},
-    "lull": WORDS | {"desk", "links", "loop"},
+    "lull": WORDS | {"capture", "desk", "links", "loop"},
     "way": WORDS | {"collector", "config", "desk", "links", "loop", "sharing"},
     "reload": WORDS | {"capture", "config", "desk", "start", "steering"},
     "cli": EVERYTHING,

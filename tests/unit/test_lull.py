@@ -1,5 +1,6 @@
 """How long a turn waits for company."""
 
+from math import inf
 from types import SimpleNamespace
 from typing import cast
 
@@ -37,9 +38,21 @@ def test_a_cap_that_decides_allows_none() -> None:
     lull = lull_of(FakeSource())
     lull._desk.gate_opens_at = 1.01
     assert lull.rest(1.0).patience_seconds == 0.0
-    lull._desk.gate_opens_at = float("inf")
+    lull._desk.gate_opens_at = inf
     assert lull.rest(1.0 + UNCAPPED_SECONDS).patience_seconds == 0.0
     assert lull.rest(1.1 + UNCAPPED_SECONDS).patience_seconds == PATIENCE_SECONDS
+
+
+@pytest.mark.parametrize("mbit, blocks", [(10, 1), (200, 3), (1000, 8)])
+def test_a_turn_comes_before_the_bucket_runs_over(mbit: int, blocks: int) -> None:
+    """At 200 Mbit/s 1 MB may leave at once, so what gathers is no more than that; of no cap as much as without."""
+    source = FakeSource(block_count=256)
+    lull = lull_of(source)
+    lull._desk.gate.set_caps(0.0, mbit * 125_000, inf)
+    asked: list[int] = []
+    source.has_waiting = lambda count: asked.append(count) or False  # type: ignore[method-assign, func-returns-value]
+    assert not lull.rest(1.0).is_enough()
+    assert asked == [blocks]
 
 
 def test_a_ring_that_fills_allows_none() -> None:
