@@ -255,7 +255,9 @@ _SHORT_OF = {
 def _lack(error: Exception) -> str:
     """What this host ran out of or never had; empty where it is neither. The loader tells of memory in words alone."""
     if isinstance(error, ModuleNotFoundError) and (module := (error.name or "").partition(".")[0]) != __package__:
-        return f"{sys.executable} lacks the module {module}: install python3-{module} or pip install {module}"
+        if module in sys.stdlib_module_names:
+            return f"{sys.executable} lacks the module {module} of Python's own library: install all of Python"
+        return f"{sys.executable} lacks the module {module}: install its package (psutil: python3-psutil, or by pip)"
     if isinstance(error, MemoryError) or (isinstance(error, ImportError) and "failed to map" in str(error)):
         return _SHORT_OF[errno.ENOMEM]
     return _SHORT_OF.get(error.errno or 0, "") if isinstance(error, OSError) else ""

@@ -17,6 +17,8 @@ _IPV4 = Struct(">12xHBx2x2xHxB2xIII")
 _PLAIN = (0x0800, 0x45)
 _WITH_PORTS = {6: 54, 17: 42}
 """TCP and UDP, and the bytes of a frame that has their whole header: less might have no flow."""
+_NO_FIELDS = (0, 0, 0, 0)
+"""Of a frame too short for them, or for its ports."""
 _HEADERS_BYTES = 256
 """As much of a frame as its hash may need."""
 _FLOWS_REMEMBERED = 4096
@@ -40,24 +42,21 @@ class Peek:
         for _ in range(min(most, block.records)):
             step, sec, nsec, captured, original, status, mac, kind = unpack(memory, at)
             if status & STATUS_USER:
-                start, flow = at + mac, None
-                if captured >= _IPV4.size:
-                    fields = fields_of(memory, start)
-                    if captured >= _WITH_PORTS.get(fields[3], inf):
-                        flow = known.get(fields)
+                start = at + mac
+                fields = fields_of(memory, start) if captured >= _IPV4.size else _NO_FIELDS
+                if captured < _WITH_PORTS.get(fields[3], inf):
+                    fields = _NO_FIELDS
+                flow = known.get(fields)
                 if flow is None:
-                    flow = self._meet(memory[start : start + captured])
+                    flow = self._meet(memory[start : start + captured], fields)
                 found.append((sec * NANOSECONDS + nsec, flow, captured, original, kind == PACKET_OUTGOING))
             at += step
         return found
 
-    def _meet(self, frame: memoryview) -> int:
-        """The flow of a frame whose fields are not known, and know those of a usual one from now on."""
+    def _meet(self, frame: memoryview, fields: tuple[int, ...]) -> int:
+        """The flow of a frame whose fields are not known; those of a plain one are known from now on."""
         flow = self._hash(frame)
-        if len(frame) < _IPV4.size:
-            return flow
-        fields = _IPV4.unpack_from(frame)
-        if fields[:2] == _PLAIN and len(frame) >= _WITH_PORTS.get(fields[3], inf):
+        if fields[:2] == _PLAIN:
             if len(self._known) == _FLOWS_REMEMBERED:
                 self._known.clear()
             self._known[fields] = flow
