@@ -226,6 +226,11 @@ class Desk:
             self._wait_for_gate(now)
         return room_bytes
 
+    @property
+    def cap_bytes_per_second(self) -> float:
+        """The cap in force."""
+        return self.gate.bytes.rate
+
     def _wait_for_gate(self, now: float) -> None:
         self.gate_opens_at = min(self.gate_opens_at, self.gate.ready_at(now, MOST_RUN_BYTES, MOST_RUN_BYTES))
 

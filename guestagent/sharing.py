@@ -133,12 +133,17 @@ class Share:
 
     def allowance(self, now: float) -> float:
         """How many bytes may leave for this collector: the desk's cap is that of one copy, and each has its own."""
-        self._bucket.set_rate(now, self._desk.gate.bytes.rate)
+        self._bucket.set_rate(now, self.cap_bytes_per_second)
         room_bytes = self._bucket.available(now)
         if room_bytes <= 0:
             opens_at = self._bucket.ready_at(now, MOST_RUN_BYTES)
             self._desk.gate_opens_at = min(self._desk.gate_opens_at, opens_at)
         return room_bytes
+
+    @property
+    def cap_bytes_per_second(self) -> float:
+        """Of one copy."""
+        return self._desk.cap_bytes_per_second
 
     def spent(self, wire_bytes: float, further_packets: int = 0) -> None:
         """So many left, with the headers of the packets that carry them; a stream counts no further packets."""

@@ -204,6 +204,11 @@ class FakeOwner:
         """What the test sets."""
         return self.allowed_bytes
 
+    @property
+    def cap_bytes_per_second(self) -> float:
+        """None."""
+        return float("inf")
+
     def spent(self, wire_bytes: float, further_packets: int = 0) -> None:
         """Remember it."""
         self.spent_bytes += wire_bytes

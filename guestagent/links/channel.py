@@ -227,10 +227,10 @@ class Channel:
 
     def _send(self, now: float, fresh: bool) -> bool:
         """Until the socket is full, nothing is left or allowed, or the turn's share is used up (then True)."""
-        left_bytes = MOST_BYTES_PER_TURN
-        self.is_blocked = False
+        left_bytes, self.is_blocked = MOST_BYTES_PER_TURN, False
         if self._socket is None or self.phase is Phase.CONNECTING:
             return False
+        self._ramp.pace(self._socket, self._owner.cap_bytes_per_second)
         while left_bytes > 0:
             if not self._ramp and not self._load(now, fresh):
                 return False

@@ -61,6 +61,10 @@ class LinkOwner(Protocol):
     def allowance(self, now: float) -> float:
         """How many bytes may leave at this moment."""
 
+    @property
+    def cap_bytes_per_second(self) -> float:
+        """What may leave through each connection in the long run; infinite without a cap."""
+
     def spent(self, wire_bytes: float, further_packets: int = 0) -> None:
         """So many left, with the headers of the packets that carry them; and packets beyond one for each record."""
 

@@ -5,7 +5,7 @@ import socket
 import struct
 import termios
 from collections import deque
-from math import ceil
+from math import ceil, inf
 from typing import NamedTuple
 
 ETHERNET_BYTES = 14
@@ -20,6 +20,15 @@ MOST_WRITE_BYTES = 64 * 1024
 """A write keeps the core until the kernel has sent it, and whoever wakes there waits; so it is a quarter of a block.
 Over TLS what was offered once can't be taken back for anything more urgent."""
 
+LEAST_PACE_BYTES = 125_000_000
+"""A second; a packet of 64 KB each half millisecond. The kernel makes a packet of what a pace brings in a millisecond,
+so a slower one would mean more of them, each of which costs as much (net/ipv4/tcp_output.c, tcp_tso_autosize)."""
+PACE_SHARE = 1.25
+"""Of the cap, which shall be what holds back: this only spreads what it lets out."""
+_MOST_PACE_BYTES = 2**31 - 1
+_NO_PACE = -1
+_SO_MAX_PACING_RATE = 47
+"""asm-generic/socket.h."""
 _TC_PRIO_BULK = 2
 """linux/pkt_sched.h: pfifo_fast sends production traffic of the default class before copies."""
 _MSG_MORE = 0x8000
@@ -86,6 +95,7 @@ class Ramp:
     def __init__(self) -> None:
         self.segment = Segment()
         self._pieces: deque[memoryview] = deque()
+        self._cap_bytes_per_second = inf
 
     def __len__(self) -> int:
         return len(self._pieces)
@@ -98,6 +108,18 @@ class Ramp:
     def load(self, *pieces: memoryview | bytes | None) -> None:
         """Put a frame behind what is there."""
         self._pieces.extend(memoryview(piece) for piece in pieces if piece is not None)
+
+    def pace(self, connection: socket.socket, cap_bytes_per_second: float) -> None:
+        """Have the kernel spread in time what leaves under a cap, by its timer and not within our writes.
+
+        What became ready while a packet leaves within a write waits until we are back in user mode, and that is most of
+        what others wait for us.
+        """
+        if cap_bytes_per_second != self._cap_bytes_per_second:
+            self._cap_bytes_per_second = cap_bytes_per_second
+            pace = min(max(LEAST_PACE_BYTES, PACE_SHARE * cap_bytes_per_second), _MOST_PACE_BYTES)
+            pace = _NO_PACE if cap_bytes_per_second == inf else int(pace)
+            connection.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, pace)
 
     def push(self, connection: socket.socket, allowed_bytes: float) -> int:
         """Write the next piece, or as much of it as may leave; how much was written. Raises OSError as send does."""

@@ -1,11 +1,26 @@
 """How frames enter the socket."""
 
 import socket
+import threading
+import time
+from math import inf
 
-from guestagent.links.ramp import MOST_WRITE_BYTES, Ramp
+import pytest
+
+from guestagent.links.ramp import LEAST_PACE_BYTES, MOST_WRITE_BYTES, PACE_SHARE, Ramp, bulk_socket
 
 MSG_MORE = 0x8000
 """linux/socket.h"""
+
+
+UNPACED = 2**32 - 1
+SO_MAX_PACING_RATE = 47
+"""asm-generic/socket.h"""
+
+
+def max_pacing_rate(connection: socket.socket) -> int:
+    """As the kernel has it; unsigned."""
+    return connection.getsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE) & UNPACED
 
 
 class Told(socket.socket):
@@ -48,3 +63,46 @@ def test_what_a_cap_lets_through_leaves_at_once() -> None:
         count = ramp.push(ours, 10_000.0)
         assert ours.writes == [(count, False)]
         assert 0 < count < 10_000
+
+
+@pytest.mark.parametrize(
+    "cap, pace",
+    [
+        (1e6, LEAST_PACE_BYTES),
+        (1e9, PACE_SHARE * 1e9),
+        (1e12, 2**31 - 1),
+    ],
+)
+def test_the_kernel_paces_a_little_above_the_cap(cap: float, pace: float) -> None:
+    """So the cap is what holds back, large packets stay large, and without a cap nothing is spread any more."""
+    ramp = Ramp()
+    with bulk_socket(socket.AF_INET) as connection:
+        ramp.pace(connection, inf)
+        never = max_pacing_rate(connection)
+        ramp.pace(connection, cap)
+        capped = max_pacing_rate(connection)
+        ramp.pace(connection, inf)
+
+        assert (never, capped, max_pacing_rate(connection)) == (UNPACED, pace, UNPACED)
+
+
+def test_what_is_written_at_once_under_a_cap_leaves_spread() -> None:
+    """Eight megabytes in one go take the time that their pace gives them, less what TCP sends before it paces."""
+    whole, before_pacing = 8_000_000, 10 * 65_536
+    ramp = Ramp()
+    ramp.load(bytes(whole))
+    with socket.create_server(("127.0.0.1", 0)) as server, bulk_socket(socket.AF_INET) as ours:
+        ours.setblocking(True)
+        ours.connect(server.getsockname())
+        theirs = server.accept()[0]
+        with theirs:
+            ramp.pace(ours, 1e6)
+            reader = threading.Thread(target=lambda: theirs.recv(whole, socket.MSG_WAITALL))
+            start = time.monotonic()
+            reader.start()
+            while ramp:
+                ramp.push(ours, inf)
+            reader.join()
+            seconds = time.monotonic() - start
+
+    assert seconds >= (whole - before_pacing) / LEAST_PACE_BYTES
