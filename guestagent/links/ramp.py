@@ -17,15 +17,16 @@ RECORD_BYTES = 16 * 1024
 RECORD_OVERHEAD_BYTES = 22
 """Of a TLS 1.3 record: header, content type and tag (RFC 8446, section 5.2)."""
 MOST_WRITE_BYTES = 64 * 1024
-"""A write keeps the core until the kernel has sent it, and whoever wakes there waits; so it is a quarter of a block.
-Over TLS what was offered once can't be taken back for anything more urgent."""
+"""A write keeps the core until the kernel has copied it, and sent it where there is no pace; whoever wakes there waits.
+So it is a quarter of a block. Over TLS what was offered once can't be taken back for anything more urgent."""
 
-LEAST_PACE_BYTES = 125_000_000
-"""A second; a packet of 64 KB each half millisecond. The kernel makes a packet of what a pace brings in a millisecond,
+LEAST_PACE_BYTES_PER_SECOND = 125_000_000
+"""A packet of 64 KB each half millisecond. The kernel makes a packet of what a pace brings in a millisecond,
 so a slower one would mean more of them, each of which costs as much (net/ipv4/tcp_output.c, tcp_tso_autosize)."""
 PACE_SHARE = 1.25
 """Of the cap, which shall be what holds back: this only spreads what it lets out."""
-_MOST_PACE_BYTES = 2**31 - 1
+_MOST_PACE_BYTES_PER_SECOND = 2**31 - 1
+"""As much as setsockopt(2) takes in an int; -1 is none."""
 _NO_PACE = -1
 _SO_MAX_PACING_RATE = 47
 """asm-generic/socket.h."""
@@ -117,9 +118,9 @@ class Ramp:
         """
         if cap_bytes_per_second != self._cap_bytes_per_second:
             self._cap_bytes_per_second = cap_bytes_per_second
-            pace = min(max(LEAST_PACE_BYTES, PACE_SHARE * cap_bytes_per_second), _MOST_PACE_BYTES)
-            pace = _NO_PACE if cap_bytes_per_second == inf else int(pace)
-            connection.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, pace)
+            pace = max(LEAST_PACE_BYTES_PER_SECOND, PACE_SHARE * cap_bytes_per_second)
+            value = int(pace) if pace <= _MOST_PACE_BYTES_PER_SECOND else _NO_PACE
+            connection.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, value)
 
     def push(self, connection: socket.socket, allowed_bytes: float) -> int:
         """Write the next piece, or as much of it as may leave; how much was written. Raises OSError as send does."""
