@@ -101,7 +101,7 @@ def _interval(count: int) -> str:
     if count == 1:
         return "One pair has no interval."
     k, coverage = interval_ranks(count)
-    ends = "the least and the greatest" if k == 1 else f"the {k}th least and the {k}th greatest"
+    ends = "the least and the greatest" if k == 1 else f"number {k} from either end"
     return (
         f"In parentheses the interval of that median by order statistics: {ends} of {count} pairs enclose it with a "
         f"probability of {coverage:.1%}, whatever the distribution."
