@@ -171,6 +171,7 @@ class FakeOwner:
         self.changes: list[tuple[bool, str]] = []
         self.leases: list[Lease] = []
         self.allowed_bytes, self.spent_bytes = float("inf"), 0.0
+        self.cap_bytes_per_second = float("inf")
 
     def queue(self, packets: Iterable[bytes]) -> None:
         """Number a block of these packets."""
@@ -203,11 +204,6 @@ class FakeOwner:
     def allowance(self, now: float) -> float:
         """What the test sets."""
         return self.allowed_bytes
-
-    @property
-    def cap_bytes_per_second(self) -> float:
-        """None."""
-        return float("inf")
 
     def spent(self, wire_bytes: float, further_packets: int = 0) -> None:
         """Remember it."""

@@ -15,6 +15,15 @@ from guestagent.tapstream.hello import CollectorHello, encode_collector_hello
 from guestagent.tapstream.session import Backoff
 from tests.fakes import PATIENCE_SECONDS, FakeOwner
 
+UNPACED = 2**32 - 1
+_SO_MAX_PACING_RATE = 47
+"""asm-generic/socket.h"""
+
+
+def max_pacing_rate(connection: socket.socket) -> int:
+    """Bytes a second, as the kernel has it; UNPACED where it spreads nothing."""
+    return connection.getsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE) & UNPACED
+
 
 class SkewedLoop(Loop):
     """A loop whose clock the test may advance."""

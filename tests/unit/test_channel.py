@@ -18,7 +18,7 @@ from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Kind
 from guestagent.tapstream.session import Backoff
 from tests.fakes import PATIENCE_SECONDS
-from tests.streams import Bench, FakeCollector
+from tests.streams import UNPACED, Bench, FakeCollector, max_pacing_rate
 
 
 class Late:
@@ -49,6 +49,19 @@ def test_a_reset_before_tls_begins_is_a_connection_that_broke(bench: Bench) -> N
     assert {(False, f"the connection to {name} broke: Connection reset by peer; the ring holds on")} == set(
         bench.owner.changes
     )
+
+
+def test_a_connection_is_paced_by_the_cap_in_force(bench: Bench) -> None:
+    """Also where the cap changes while it stands, and is lifted."""
+    bench.connect()
+    connection = bench.link._channel._socket
+    assert connection
+    paces = []
+    for cap in (float("inf"), 4e8, 8e8, float("inf")):
+        bench.owner.cap_bytes_per_second = cap
+        bench.link.pump(bench.loop.now())
+        paces.append(max_pacing_rate(connection))
+    assert paces == [UNPACED, 500_000_000, 1_000_000_000, UNPACED]
 
 
 def test_a_flood_of_pings_is_one_answer(bench: Bench) -> None:

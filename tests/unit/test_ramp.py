@@ -8,19 +8,10 @@ from math import inf
 import pytest
 
 from guestagent.links.ramp import LEAST_PACE_BYTES_PER_SECOND, MOST_WRITE_BYTES, PACE_SHARE, Ramp, bulk_socket
+from tests.streams import UNPACED, max_pacing_rate
 
 MSG_MORE = 0x8000
 """linux/socket.h"""
-
-
-UNPACED = 2**32 - 1
-SO_MAX_PACING_RATE = 47
-"""asm-generic/socket.h"""
-
-
-def max_pacing_rate(connection: socket.socket) -> int:
-    """As the kernel has it; unsigned."""
-    return connection.getsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE) & UNPACED
 
 
 class Told(socket.socket):
