@@ -5,6 +5,7 @@ make bench-harm ARGS=--promises                    into docs/bench; what the des
 make bench-harm ARGS=--quick                       a look in three minutes, printed only
 make bench-harm ARGS=--gate                        for CI: short, fails only far from the design's promises
 make bench-harm ARGS=--windows                     the CPU of every five seconds, by perf; into docs/bench; 10 minutes
+make bench-harm ARGS=--turns                       requests beside the agent's turns, and away; into docs/bench; 14 min
 make bench-harm ARGS='--only bulk_in --rounds 3'   some loads, printed only; `--taps` picks taps
 """
 
@@ -17,10 +18,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from guestagent.errors import ConfigError, GuestagentError, HostError
 from tests.bench.clocks import busy_share
-from tests.bench.harm import report, rounds, tidy, windows
+from tests.bench.harm import report, rounds, tidy, turns, windows
 from tests.bench.harm.loads import LOADS, Load
 from tests.bench.harm.taps import OFF, TAPS
 
@@ -51,16 +53,33 @@ KINDS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A kind of run that perf looks on at, of one tap."""
+
+    module: ModuleType
+    """Has `ROUNDS`, `measure` and `markdown`."""
+    has: Callable[[Load], bool]
+    file: str
+    """In docs/bench."""
+
+
+LOOKS = {
+    "windows": Look(windows, lambda load: load.is_window, "WINDOWS.md"),
+    "turns": Look(turns, lambda load: load.is_moderate, "TURNS.md"),
+}
+
+
 def main() -> int:
     """Measure, print, write; 1 where the gate is missed."""
     flags = _flags()
     if os.geteuid() != 0:
         raise HostError("it counts the CPU of processes in other network namespaces: run it with sudo")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that every `with` cleans up
-    if flags.kind == "windows":
+    if flags.kind in LOOKS:
         if flags.taps or flags.seconds:
-            raise ConfigError("--windows knows one tap and windows of 5 s: leave --taps and --seconds out")
-        return _windows(flags)
+            raise ConfigError(f"--{flags.kind} has its own taps and times: leave --taps and --seconds out")
+        return _look(flags, LOOKS[flags.kind])
     kind = KINDS[flags.kind]
     seconds = flags.seconds or kind.seconds
     loads = [LOAD_WORDS[word] for word in flags.only or ()] or list(filter(kind.has, LOADS))
@@ -77,16 +96,16 @@ def main() -> int:
     return _verdict(results) if flags.kind == "gate" else 0
 
 
-def _windows(flags: argparse.Namespace) -> int:
-    loads = [LOAD_WORDS[word] for word in flags.only or ()] or [load for load in LOADS if load.is_window]
+def _look(flags: argparse.Namespace, kind: Look) -> int:
+    loads = [LOAD_WORDS[word] for word in flags.only or ()] or list(filter(kind.has, LOADS))
     with tidy.own_directory() as directory:
-        found = windows.measure(loads, flags.rounds or windows.ROUNDS, directory, _say)
-    text = windows.markdown(found, _command())
+        found = kind.module.measure(loads, flags.rounds or kind.module.ROUNDS, directory, _say)
+    text = kind.module.markdown(found, _command())
     print(text)
     if flags.out or not flags.only:
         directory = flags.out or OUTPUT
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "WINDOWS.md").write_text(text)
+        (directory / kind.file).write_text(text)
     return 0
 
 
@@ -110,6 +129,7 @@ def _flags() -> argparse.Namespace:
         ("quick", "a look in three minutes; printed, not written"),
         ("gate", "short; exit code 1 only far from the promises"),
         ("windows", "the CPU of every five seconds under paced loads; 10 minutes"),
+        ("turns", "requests beside the agent's turns and away from them, by perf; 14 minutes"),
         ("promises", "what the design promises, 15 pairs in cells of 4 s; 48 minutes"),
     ):
         kinds.add_argument(f"--{word}", dest="kind", action="store_const", const=word, help=told)

@@ -1,0 +1,186 @@
+"""How long requests take beside the agent's turns on the processor, and away from them, in one and the same cell.
+
+A pair of cells tells 1.05 from 1.00 where nothing beside nothing is 1.00. On a shared host that is 0.9 to 1.1, for the
+host's mood changes in seconds. Within a cell it is the same for all: so the kernel tells when the agent ran
+(sched_switch), and a request is beside a turn, or away from all of them, by the time at which it was due, which is
+fixed beforehand. The quotient of the 99th percentiles of all requests and of those away is what the turns make of it:
+waiting for the processor, cold caches, what was written leaving by timers, acknowledgements, the sensor's work. What
+each packet pays for its copy into the ring is in both, and `stopped` among the taps shows it.
+
+The control asks the same of turns that nobody had: the real ones, later, and requests beside real ones left out.
+"""
+
+import re
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from guestagent.errors import RunError
+from tests.bench.clocks import machine
+from tests.bench.figures import Figure
+from tests.bench.harm.book import Answers, percentile
+from tests.bench.harm.figures import figure
+from tests.bench.harm.loads import Capacity, Load, Work
+from tests.bench.harm.rounds import WARM_SECONDS, stage
+from tests.bench.harm.taps import BUDGET, ROOMY, TAPS
+from tests.bench.perf import perf
+from tests.bench.report import rows
+from tests.bench.scene import Scene
+
+LOOK_SECONDS = 10.0
+ROUNDS = 6
+LIMIT = 1.05
+LEAD_SECONDS = 0.0003
+"""Who was due so long before a turn may still be on the way when it begins; three medians."""
+TRAIL_SECONDS = 0.002
+"""The kernel sends, and is told of what arrived, for so long after a turn. With 0, 1, 4 or 8 ms: the same to 0.015."""
+CONTROL_SECONDS = 0.01
+"""How much later the control's turns are: less than the shortest time between two ticks of a calm agent, 18 ms."""
+_PERF_SECONDS = 4.0
+"""For perf to begin, and to end."""
+_SWITCH = re.compile(
+    r"(?P<time>\d+\.\d+): .* prev_pid=(?P<off>\d+) .* prev_state=(?P<state>\S+) .* next_pid=(?P<on>\d+) "
+)
+
+
+class Turn(NamedTuple):
+    """From waking to sleeping, by the monotonic clock; who took the processor in between is part of it."""
+
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one cell showed."""
+
+    load: str
+    tap: str
+    turns_per_second: float
+    beside: float
+    """The part of the requests."""
+    beside_p50_us: float
+    away_p50_us: float
+    away_p99_us: float
+    ratio: float
+    """Of the 99th percentiles: all to those away."""
+    control: float
+
+
+def turns_of(told: str, pid: int) -> list[Turn]:
+    """From `perf script` of sched:sched_switch. One that was under way at the beginning or at the end is left out."""
+    found, start = [], None
+    for one in _SWITCH.finditer(told):
+        if int(one["on"]) == pid:
+            start = start or float(one["time"])
+        elif start and int(one["off"]) == pid and not one["state"].startswith("R"):
+            found.append(Turn(start, float(one["time"])))
+            start = None
+    return found
+
+
+def split(answers: Answers, turns: Sequence[Turn], later_seconds: float = 0.0) -> tuple[Answers, Answers]:
+    """(beside turns, away from them); the turns as if so much later."""
+    starts = [one.start - LEAD_SECONDS + later_seconds for one in turns]
+    beside, away = [], []
+    for answer in answers.found:
+        at = bisect_right(starts, answer.due) - 1
+        is_beside = at >= 0 and answer.due <= turns[at].end + TRAIL_SECONDS + later_seconds
+        (beside if is_beside else away).append(answer)
+    return Answers(beside), Answers(away)
+
+
+def look(load: str, tap: str, answers: Answers, turns: Sequence[Turn]) -> Look:
+    """Of the requests from the first turn to the last; RunError where there is nothing to compare."""
+    if len(turns) < 2:
+        raise RunError(f"perf saw {len(turns)} turns of the agent")
+    start, end = turns[0].start, turns[-1].end
+    answers = answers.between(start, end)
+    beside, away = split(answers, turns)
+    _, control = split(away, turns, CONTROL_SECONDS)
+    if not (beside.found and control.found):
+        raise RunError(f"of {len(answers.found)} requests {len(beside.found)} were beside turns of the agent")
+    return Look(
+        load=load,
+        tap=tap,
+        turns_per_second=len(turns) / (end - start),
+        beside=len(beside.found) / len(answers.found),
+        beside_p50_us=_us(beside, 0.5),
+        away_p50_us=_us(away, 0.5),
+        away_p99_us=_us(away, 0.99),
+        ratio=_us(answers, 0.99) / _us(away, 0.99),
+        control=_us(away, 0.99) / _us(control, 0.99),
+    )
+
+
+def _us(answers: Answers, fraction: float) -> float:
+    return 1e6 * percentile(answers.ordered_seconds, fraction)
+
+
+def measure(loads: Sequence[Load], rounds: int, directory: Path, say: Callable[[str], None]) -> list[Look]:
+    """One cell of each load with each tap in each round."""
+    found = []
+    with stage(LOOK_SECONDS, say) as (scene, capacity):
+        for number in range(rounds):
+            for tap in (BUDGET, ROOMY):
+                for load in loads:
+                    say(f"round {number + 1}: {load.name}, {tap}")
+                    found.append(_measure(scene, load, tap, capacity, directory / "turns"))
+    return found
+
+
+def _measure(scene: Scene, load: Load, tap: str, capacity: Capacity, recorded: Path) -> Look:
+    with TAPS[tap](scene) as running:
+        work = Work(scene, load, WARM_SECONDS + LOOK_SECONDS + _PERF_SECONDS, capacity)
+        time.sleep(WARM_SECONDS)
+        (pid,) = running.pids
+        switches = ["-e", "sched:sched_switch", "--filter", f"prev_pid=={pid} || next_pid=={pid}", "-a"]
+        clock = ["-k", "CLOCK_MONOTONIC", "-o", str(recorded)]
+        perf("record", "-q", *switches, *clock, "--", "sleep", str(LOOK_SECONDS))
+        if time.monotonic() > work.ends_at:
+            raise RunError(f"{load.name}: perf outlasted the load")
+        answers = work.finish()
+    told = perf("script", "-i", str(recorded), "-F", "time,event,trace", "--ns")
+    return look(load.name, tap, answers, turns_of(told, pid))
+
+
+def markdown(looks: Sequence[Look], command: str) -> str:
+    """The whole report."""
+    groups: dict[tuple[str, str], list[Look]] = {}
+    for one in looks:
+        groups.setdefault((one.tap, one.load), []).append(one)
+    body = [_row(tap, load, some) for (tap, load), some in groups.items()]
+    kept = sum(_figure(some, "ratio").median <= LIMIT for some in groups.values())
+    return (
+        "# Requests beside the agent's turns\n\n"
+        f"`{command}` on {time.strftime('%Y-%m-%d', time.gmtime())}: {machine()}; one core is the VM's, peer, switch "
+        "and collector have the rest. 1,000 requests a second go to an echo server beside each load, at times fixed "
+        f"beforehand. *Beside* is what was due from {1e3 * LEAD_SECONDS:g} ms before a turn of the agent to "
+        f"{1e3 * TRAIL_SECONDS:g} ms after it, by the kernel's scheduler; *away* is the rest of the same "
+        f"{LOOK_SECONDS:g} s. The 99th percentile of all requests beside that of those away is what the turns make of "
+        f"it; promised is {LIMIT:g}. The *control* asks the same of turns that nobody had. Medians, and in parentheses "
+        "their interval by order statistics. What each packet pays for its copy into the ring is in both, beside and "
+        "away.\n\n"
+        + rows(["tap", "load", "turns/s", "beside", "p50 away", "beside", "p99 away", "p99, all/away", "control"], body)
+        + f"\n\n{len(looks)} cells; {kept} of {len(groups)} rows keep the promise.\n"
+    )
+
+
+def _row(tap: str, load: str, looks: Sequence[Look]) -> list[object]:
+    def told(field: str, form: str) -> str:
+        return form.format(_figure(looks, field).median)
+
+    ratios = [f"{one.median:.3f} ({one.low:.2f} to {one.high:.2f})" for one in _ratios(looks)]
+    times = [told(field, "{:.0f} µs") for field in ("away_p50_us", "beside_p50_us", "away_p99_us")]
+    return [tap, load, told("turns_per_second", "{:.0f}"), told("beside", "{:.0%}"), *times, *ratios]
+
+
+def _ratios(looks: Sequence[Look]) -> list[Figure]:
+    return [_figure(looks, field) for field in ("ratio", "control")]
+
+
+def _figure(looks: Sequence[Look], field: str) -> Figure:
+    return figure([getattr(one, field) for one in looks])
