@@ -4,8 +4,9 @@ import psutil
 
 from guestagent.lab.hosts import Lab
 from tests.bench.clocks import is_tapped
+from tests.bench.harm.capture import come_and_go
 from tests.bench.harm.taps import stopped
-from tests.bench.scene import Scene, small
+from tests.bench.scene import VM, Scene, send_datagrams, small
 
 
 def test_a_stopped_agent_is_its_capture_alone(lab: Lab) -> None:
@@ -20,3 +21,14 @@ def test_a_stopped_agent_is_its_capture_alone(lab: Lab) -> None:
         assert process.cpu_times() == before
         assert is_tapped(process.pid, scene.interface_index)
     assert not process.is_running()
+
+
+def test_the_ring_of_the_bench_is_open_and_shut_by_turns(lab: Lab) -> None:
+    """It sees packets in every other phase, none in the others, and drops none."""
+    scene = Scene(lab, offloads=True)
+    sender = scene.peer.start(send_datagrams, VM, 25_000, 5_000)
+    phases = scene.vm.call(come_and_go, 0.1, "full")
+    sender.kill()
+
+    assert [one.is_open for one in phases] == [False, True] * 10
+    assert [one.seen > 0 for one in phases] == [False, True] * 10

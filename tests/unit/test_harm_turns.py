@@ -7,6 +7,7 @@ import pytest
 from guestagent.errors import RunError
 from tests.bench.harm import turns
 from tests.bench.harm.book import Answer, Answers
+from tests.bench.harm.capture import Phase
 from tests.bench.harm.turns import Look, Turn
 
 PID = 77
@@ -81,13 +82,47 @@ def test_without_turns_nothing_is_claimed(had: list[Turn]) -> None:
         turns.look("load", "tap", requests(3), had)
 
 
-def test_the_report_counts_the_rows_that_keep_the_promise() -> None:
-    """By the medians of each load and tap."""
+def even_phases(seconds: float) -> list[Phase]:
+    """A twentieth of a second each, a hundredth between them."""
+    return [Phase(at % 2 == 1, 0.06 * at + 0.01, 0.06 * (at + 1), 7 * (at % 2)) for at in range(int(seconds / 0.06))]
+
+
+def test_what_the_capture_does_is_told_and_nothing_else() -> None:
+    """Who is due while the ring is open is compared with who is due while it is shut; between phases nobody is."""
+    phases = even_phases(20)
+    had = [Turn(one.start, one.end) for one in phases if one.is_open]
+
+    hurt = turns.look_at_capture("load", requests(20, slow=had), phases)
+    calm = turns.look_at_capture("load", requests(20), phases)
+
+    assert hurt.beside_p50_us - hurt.away_p50_us == pytest.approx(1000, rel=0.02)
+    assert hurt.control == pytest.approx(1, abs=0.06)
+    assert calm.ratio == pytest.approx(1, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    "phases, reason",
+    [
+        ([], "none was due"),
+        (even_phases(0.2), "none was due"),
+        ([one._replace(seen=0) for one in even_phases(9)], "while open"),
+        ([one._replace(seen=1) for one in even_phases(9)], "while shut"),
+    ],
+    ids=["none", "too few", "blind", "never shut"],
+)
+def test_a_ring_that_did_not_see_what_it_should_claims_nothing(phases: list[Phase], reason: str) -> None:
+    """A capture that was never there would look like one that costs nothing."""
+    with pytest.raises(RunError, match=reason):
+        turns.look_at_capture("load", Answers(requests(9).found[1000:]), phases)
+
+
+def test_the_report_has_a_row_for_each_load_and_one_for_all() -> None:
+    """Medians over the cells of the row."""
 
     def cell(load: str, ratio: float) -> Look:
         return Look(load, "tap", 25, 0.1, 120, 100, 200, ratio, 1.0)
 
     told = turns.markdown([cell("a", 1.2), cell("a", 1.02), cell("a", 1.03), cell("b", 1.08)], "command")
 
-    assert "4 cells; 1 of 2 rows keep the promise" in told
     assert "| tap | a | 25 | 10% | 100 µs | 120 µs | 200 µs | 1.030 (1.02 to 1.20) | 1.000 (1.00 to 1.00) |" in told
+    assert "| tap | together | 25 | 10% | 100 µs | 120 µs | 200 µs | 1.055 (1.02 to 1.20) |" in told
