@@ -39,7 +39,7 @@ LEAD_SECONDS = 0.0003
 TRAIL_SECONDS = 0.002
 """The kernel sends, and is told of what arrived, for so long after a turn. With 0, 1, 4 or 8 ms: the same to 0.015."""
 CONTROL_SECONDS = 0.01
-"""How much later the control's turns are: less than the shortest time between two ticks of a calm agent, 18 ms."""
+"""How much later the control's turns are; who is beside a real one then is left out."""
 CAPTURE = "its capture alone"
 _PERF_SECONDS = 4.0
 """For perf to begin, and to end."""
