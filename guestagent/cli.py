@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import resource
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -253,12 +254,17 @@ _SHORT_OF = {
 
 
 def _lack(error: Exception) -> str:
-    """What this host ran out of or never had; empty where it is neither. The loader tells of memory in words alone."""
+    """What this host ran out of or never had; empty where it is neither.
+
+    The loader tells of memory in words alone. CPython itself may fail in disorder where it gets none (SystemError).
+    """
     if isinstance(error, ModuleNotFoundError) and (module := (error.name or "").partition(".")[0]) != __package__:
         if module in sys.stdlib_module_names:
             return f"{sys.executable} lacks the module {module} of Python's own library: install all of Python"
         return f"{sys.executable} lacks the module {module}: install its package (psutil: python3-psutil, or by pip)"
-    if isinstance(error, MemoryError) or (isinstance(error, ImportError) and "failed to map" in str(error)):
+    is_disorder = isinstance(error, SystemError) and resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    is_unmapped = isinstance(error, ImportError) and "failed to map" in str(error)
+    if isinstance(error, MemoryError) or is_disorder or is_unmapped:
         return _SHORT_OF[errno.ENOMEM]
     return _SHORT_OF.get(error.errno or 0, "") if isinstance(error, OSError) else ""
 

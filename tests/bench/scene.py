@@ -27,7 +27,7 @@ _UDP_HEADERS_BYTES = 42
 SMALL_PAYLOAD_BYTES = SMALL_FRAME_BYTES - _UDP_HEADERS_BYTES
 _RECEIVE_BUFFER_BYTES = 4 << 20
 _DRAIN_SECONDS = 0.001
-_IPERF_PORT = 5201
+IPERF_PORT = 5201
 _IPERF_GRACE_SECONDS = 20.0
 
 
@@ -47,7 +47,7 @@ class Scene:
         self.peer.popen(["iperf3", "-s"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for address in (PEER, COLLECTOR):
             self.vm.call(ping, address, 1)
-        self.peer.wait_for_port(_IPERF_PORT)
+        self.peer.wait_for_port(IPERF_PORT)
 
     def counters(self) -> tuple[Counters, Counters]:
         """(peer, collector)."""

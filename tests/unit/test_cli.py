@@ -24,3 +24,30 @@ def test_a_module_that_is_missing_is_named(module: str, verb: list[str], code: i
     )
     assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
     assert done.stderr.startswith(sentence)
+
+
+FAILING = """
+import resource, sys
+from guestagent import cli
+def fail(flags): raise {}("error return without exception set")
+cli.VERBS["collect"] = cli.VERBS["collect"]._replace(run=fail)
+resource.setrlimit(resource.RLIMIT_AS, ({}, resource.RLIM_INFINITY))
+sys.exit(cli.main({!r}))
+"""
+
+
+@pytest.mark.parametrize(
+    "error, limit, code, sentence",
+    [
+        ("MemoryError", "resource.RLIM_INFINITY", 3, "guestagent: memory ran out: "),
+        ("SystemError", "1 << 30", 3, "guestagent: memory ran out: "),
+        ("SystemError", "resource.RLIM_INFINITY", 1, "guestagent: a bug of ours, SystemError: "),
+    ],
+)
+def test_python_that_gets_no_memory_is_told_as_such(error: str, limit: str, code: int, sentence: str) -> None:
+    """CPython fails in disorder where it gets none; without a limit on its memory that is a bug."""
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING.format(error, limit, COLLECT)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+    assert done.stderr.startswith(sentence)

@@ -29,12 +29,12 @@ class Phase(NamedTuple):
     """Packets."""
 
 
-def come_and_go(seconds: float, slice_: str) -> list[Phase]:
-    """On the VM, for so long; as far as the kernel it is the agent's capture: the same ring, the same filter."""
+def come_and_go(seconds: float, expression: str) -> list[Phase]:
+    """On the VM, for so long: the agent's own ring, of what a filter expression lets through."""
     found: list[Phase] = []
     ends_at = time.monotonic() + seconds
     while time.monotonic() < ends_at:
-        (ring,) = open_capture(Wish(("eth0",), slice=slice_, engine="ring")).sources
+        (ring,) = open_capture(Wish(("eth0",), expression, engine="ring")).sources
         for at in range(_PHASES_OF_A_RING):
             ring.pause(at % 2 == 0)
             time.sleep(SETTLE_SECONDS)
