@@ -5,7 +5,7 @@ make bench-harm ARGS=--promises                    into docs/bench; what the des
 make bench-harm ARGS=--quick                       a look in three minutes, printed only
 make bench-harm ARGS=--gate                        for CI: short, fails only far from the design's promises
 make bench-harm ARGS=--windows                     the CPU of every five seconds, by perf; into docs/bench; 10 minutes
-make bench-harm ARGS=--turns                       requests beside the agent's turns, and away; into docs/bench; 20 min
+make bench-harm ARGS=--turns                       requests beside the agent's turns, and away; into docs/bench; 24 min
 make bench-harm ARGS='--only bulk_in --rounds 3'   some loads, printed only; `--taps` picks taps
 """
 
@@ -129,7 +129,7 @@ def _flags() -> argparse.Namespace:
         ("quick", "a look in three minutes; printed, not written"),
         ("gate", "short; exit code 1 only far from the promises"),
         ("windows", "the CPU of every five seconds under paced loads; 10 minutes"),
-        ("turns", "requests beside the agent's turns and away from them, by perf; 20 minutes"),
+        ("turns", "requests beside the agent's turns and away from them, by perf; 24 minutes"),
         ("promises", "what the design promises, 15 pairs in cells of 4 s; 48 minutes"),
     ):
         kinds.add_argument(f"--{word}", dest="kind", action="store_const", const=word, help=told)
