@@ -9,6 +9,13 @@ MAIN = "import sys; sys.modules[{!r}] = None; from guestagent.cli import main; s
 COLLECT = ["collect", "--listen", "tcp://127.0.0.1:0", "--write", "captures"]
 
 
+def ends_with(script: str, code: int, sentence: str) -> None:
+    """A Python of its own runs the script and says one line."""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+    assert done.stderr.startswith(sentence)
+
+
 @pytest.mark.parametrize(
     "module, verb, code, sentence",
     [
@@ -19,11 +26,7 @@ COLLECT = ["collect", "--listen", "tcp://127.0.0.1:0", "--write", "captures"]
 )
 def test_a_module_that_is_missing_is_named(module: str, verb: list[str], code: int, sentence: str) -> None:
     """One of another package is the host's to mend, one of our own is a bug; no traceback either way."""
-    done = subprocess.run(
-        [sys.executable, "-c", MAIN.format(module, verb)], capture_output=True, text=True, check=False, timeout=30
-    )
-    assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
-    assert done.stderr.startswith(sentence)
+    ends_with(MAIN.format(module, verb), code, sentence)
 
 
 FAILING = """
@@ -46,8 +49,4 @@ sys.exit(cli.main({!r}))
 )
 def test_python_that_gets_no_memory_is_told_as_such(error: str, limit: str, code: int, sentence: str) -> None:
     """CPython fails in disorder where it gets none; without a limit on its memory that is a bug."""
-    done = subprocess.run(
-        [sys.executable, "-c", FAILING.format(error, limit, COLLECT)], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
-    assert done.stderr.startswith(sentence)
+    ends_with(FAILING.format(error, limit, COLLECT), code, sentence)

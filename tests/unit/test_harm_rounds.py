@@ -9,7 +9,7 @@ import pytest
 
 from guestagent.errors import RunError
 from tests.bench.harm import rounds
-from tests.bench.harm.loads import LOADS
+from tests.bench.harm.loads import LOADS, Outlasted
 
 
 @pytest.fixture
@@ -25,7 +25,9 @@ def patiences(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         _scene: None, _capacity: None, row: rounds.Row, _seconds: float, patience: int, *_: Any
     ) -> list[Any]:
         asked.append(patience)
-        return [SimpleNamespace(tap="off")] * len(row[2]) if patience >= int(row[2][0]) else []
+        if patience < int(row[2][0]):
+            raise Outlasted("the load was outlasted")
+        return [SimpleNamespace(tap="off")]
 
     monkeypatch.setattr(rounds, "stage", stage)
     monkeypatch.setattr(rounds, "_measure_row", measure_row)

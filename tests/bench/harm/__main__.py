@@ -55,7 +55,7 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A kind of run that perf looks on at, of one tap."""
+    """A kind of run in cells without pairs, which perf looks on at."""
 
     module: ModuleType
     """Has `ROUNDS`, `measure` and `markdown`."""
@@ -81,8 +81,7 @@ def main() -> int:
             raise ConfigError(f"--{flags.kind} has its own taps and times: leave --taps and --seconds out")
         return _look(flags, LOOKS[flags.kind])
     kind = KINDS[flags.kind]
-    seconds = flags.seconds or kind.seconds
-    loads = [LOAD_WORDS[word] for word in flags.only or ()] or list(filter(kind.has, LOADS))
+    seconds, loads = flags.seconds or kind.seconds, _loads(flags, kind)
     taps = list(dict.fromkeys([OFF, *(TAP_WORDS[word] for word in flags.taps or kind.taps)]))
     plan = rounds.plan(flags.rounds or kind.rounds, taps, loads)
     with tidy.own_directory():
@@ -97,9 +96,8 @@ def main() -> int:
 
 
 def _look(flags: argparse.Namespace, kind: Look) -> int:
-    loads = [LOAD_WORDS[word] for word in flags.only or ()] or list(filter(kind.has, LOADS))
     with tidy.own_directory() as directory:
-        found = kind.module.measure(loads, flags.rounds or kind.module.ROUNDS, directory, _say)
+        found = kind.module.measure(_loads(flags, kind), flags.rounds or kind.module.ROUNDS, directory, _say)
     text = kind.module.markdown(found, _command())
     print(text)
     if flags.out or not flags.only:
@@ -107,6 +105,10 @@ def _look(flags: argparse.Namespace, kind: Look) -> int:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / kind.file).write_text(text)
     return 0
+
+
+def _loads(flags: argparse.Namespace, kind: Kind | Look) -> list[Load]:
+    return [LOAD_WORDS[word] for word in flags.only or ()] or list(filter(kind.has, LOADS))
 
 
 def _command() -> str:

@@ -5,6 +5,7 @@ bad moments (coordinated omission). Here each request has its time beforehand, a
 however late it could be sent; one that was never answered counts until the end.
 """
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,7 +87,8 @@ class Answers:
 
     def between(self, start: float, end: float) -> "Answers":
         """Those that were due in this time."""
-        return Answers([one for one in self.found if start <= one.due < end])
+        first, last = (bisect_left(self.found, at, key=lambda one: one.due) for at in (start, end))
+        return Answers(self.found[first:last])
 
     @property
     def answered(self) -> int:

@@ -6,6 +6,7 @@ for they change ten times a second. The control is one half of the times without
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from typing import NamedTuple
 
 from guestagent.capture.engine import Wish, open_capture
@@ -35,16 +36,16 @@ def come_and_go(seconds: float, expression: str) -> list[Phase]:
     ends_at = time.monotonic() + seconds
     while time.monotonic() < ends_at:
         (ring,) = open_capture(Wish(("eth0",), expression, engine="ring")).sources
-        for at in range(_PHASES_OF_A_RING):
-            ring.pause(at % 2 == 0)
-            time.sleep(SETTLE_SECONDS)
-            before, start = ring.statistics(), time.monotonic()
-            time.sleep(PHASE_SECONDS)
-            end, after = time.monotonic(), ring.statistics()
-            found.append(Phase(at % 2 == 1, start, end, after.captured - before.captured))
+        with closing(ring):
+            for at in range(_PHASES_OF_A_RING):
+                ring.pause(at % 2 == 0)
+                time.sleep(SETTLE_SECONDS)
+                before, start = ring.statistics(), time.monotonic()
+                time.sleep(PHASE_SECONDS)
+                end, after = time.monotonic(), ring.statistics()
+                found.append(Phase(at % 2 == 1, start, end, after.captured - before.captured))
         if after.dropped:
             raise RunError("the ring was too small: it dropped packets, and so took less time than an agent's")
-        ring.close()
     return found
 
 

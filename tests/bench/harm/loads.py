@@ -103,12 +103,16 @@ class Underway:
     """At the end of its time: wait for it, or end it; RunError where it failed."""
 
 
+class Outlasted(RunError):
+    """A load was over before what was measured beside it: that is no measurement."""
+
+
 class Work:
     """A load that has begun, with the requests beside it. It goes on for its time, whoever taps meanwhile."""
 
     def __init__(self, scene: Scene, load: Load, seconds: float, capacity: Capacity) -> None:
         per_second = load.per_second if load.kind == "ask" and load.per_second else PROBE_PER_SECOND
-        self.ends_at = time.monotonic() + seconds
+        self._name, self._ends_at = load.name, time.monotonic() + seconds
         self._client = scene.peer.start(ask, VM, per_second, seconds)
         self._underway = _MAKERS[load.kind](scene, load, seconds, capacity)
 
@@ -117,9 +121,12 @@ class Work:
         return self._underway.progress() if self._underway.progress else None
 
     def finish(self) -> Answers:
-        """Wait for the end of all."""
+        """Wait for the end of all. Raises Outlasted where its time was over before."""
+        is_over = time.monotonic() > self._ends_at
         answers = self._client.result()
         self._underway.finish()
+        if is_over:
+            raise Outlasted(f"{self._name}: what was measured outlasted the load")
         return answers
 
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from guestagent.errors import GuestagentError, RunError
+from guestagent.errors import GuestagentError
 from guestagent.lab.hosts import Lab
 from tests.bench.cores import one_for_the_vm
 from tests.bench.harm.book import Answers, percentile
 from tests.bench.harm.echo import ECHO_PORT, serve_echo
-from tests.bench.harm.loads import Capacity, Load, Work, calibrate
+from tests.bench.harm.loads import Capacity, Load, Outlasted, Work, calibrate
 from tests.bench.harm.meters import Counted, Meters, Worked
 from tests.bench.harm.taps import TAPS
 from tests.bench.scene import Scene
@@ -95,19 +95,20 @@ def stage(seconds: float, say: Callable[[str], None]) -> Iterator[tuple[Scene, C
 
 
 def measure(rows: Sequence[Row], seconds: float, say: Callable[[str], None]) -> Run:
-    """All cells. RunError where the taps outlast a load that is ever longer."""
+    """All cells. Raises Outlasted where the taps outlast a load that is ever longer."""
     cells: list[Cell] = []
     missing: dict[str, str] = {}
     with stage(seconds, say) as (scene, capacity):
         for row in rows:
             say(f"round {row[0] + 1}: {row[1].name}")
             for patience in _PATIENCES:
-                if found := _measure_row(scene, capacity, row, seconds, patience, missing, say):
-                    cells += found
+                try:
+                    cells += _measure_row(scene, capacity, row, seconds, patience, missing, say)
                     break
-                say("the taps outlasted the load")
-            else:
-                raise RunError(f"{row[1].name}: the taps outlasted the load")
+                except Outlasted:
+                    say("the taps outlasted the load")
+                    if patience == _PATIENCES[-1]:
+                        raise
     return Run([one for one in cells if one.tap not in missing], missing)
 
 
@@ -120,7 +121,7 @@ def _measure_row(
     missing: dict[str, str],
     say: Callable[[str], None],
 ) -> list[Cell]:
-    """No cell where the load ended first: who is measured beside nothing is not measured."""
+    """Raises Outlasted."""
     number, load, names = row
     present = [name for name in names if name not in missing]
     change_seconds = patience * (_FLOOD_CHANGE_SECONDS if load.is_flood else _CHANGE_SECONDS)
@@ -134,11 +135,8 @@ def _measure_row(
                 raise
             missing[name] = str(error)
             say(f"{name} can't be measured here: {error}")
-    is_over = time.monotonic() > work.ends_at
     answers = work.finish()
-    return (
-        [] if is_over else [_cell(scene, number, load, look, answers.between(look.start, look.end)) for look in looks]
-    )
+    return [_cell(scene, number, load, look, answers.between(look.start, look.end)) for look in looks]
 
 
 @dataclass(frozen=True, slots=True)
