@@ -28,7 +28,7 @@ from guestagent.desk import Desk
 from guestagent.errors import RunError
 from guestagent.follow import Follower
 from guestagent.governor.feedback import LoopDetector, Sample, Verdict
-from guestagent.governor.meter import interface_bytes, interface_packets
+from guestagent.governor.limits import Traffic
 from guestagent.loop import EDGE, OUT_OF_FILES, READABLE, Loop
 from guestagent.lull import Lull
 from guestagent.neighbours import meet
@@ -93,10 +93,11 @@ class Agent:
         self._until = self._loop.now() + config.duration if config.duration else inf
         for source in self._tap.sources:
             self._loop.watch(source, READABLE | EDGE, self._records_wait, is_patient=True)
-        self._packets_before = interface_packets(self._names())
         self._follower = Follower(self._desk)
+        stack.callback(self._follower.close)
         self._steering = Steering(config, self._desk, self._loop.now())
         stack.callback(self._steering.close)
+        self._packets_before = self._traffic().packets
         self._detector = LoopDetector(self._loop.now() if config.to[0].scheme != "dir" else inf)
         self._clock, self._live, self._rates = ClockWatch(), LiveLine(), RateLine()
         stack.callback(self._live.clear)
@@ -128,6 +129,9 @@ class Agent:
         config = self._config
         paths = [config.report, config.to[0].path, config.metrics if isinstance(config.metrics, str) else ""]
         keep_only(CAP_NET_RAW, writes=[*writes, *(Path(path) for path in paths if path)])
+
+    def _traffic(self) -> Traffic:
+        return self._steering.traffic() or Traffic()
 
     def _names(self) -> list[str]:
         return [source.interface.name for source in self._tap.sources]
@@ -217,8 +221,9 @@ class Agent:
 
     def _detect(self, now: float) -> None:
         """Ask the loop detector; hold the sending while it wants to see what the capture does."""
-        state = self._link.state
-        sample = Sample(interface_bytes(self._names()), self._tap.wire_bytes, state.sent_bytes, state.copies)
+        state, traffic = self._link.state, self._traffic()
+        seen_bytes = traffic.bytes_in + traffic.bytes_out
+        sample = Sample(seen_bytes, self._tap.wire_bytes, state.sent_bytes, state.copies)
         verdict = self._detector.step(now, sample)
         self._desk.is_held = verdict is Verdict.HOLD
         if verdict is Verdict.LOOP:
@@ -281,7 +286,7 @@ class Agent:
             "budgets": self._steering.describe_budgets(),
             "ring_bytes": self._tap.ring_bytes,
             "ring_held_fraction": round(self._tap.held_fraction(), 4),
-            "not_selected_estimate": max(0, interface_packets(self._names()) - self._packets_before - total.captured),
+            "not_selected_estimate": max(0, self._traffic().packets - self._packets_before - total.captured),
             "link": asdict(self._link.state),
             "collector_note": self._desk.collector_note,
             "stopped": self._stop_reason,

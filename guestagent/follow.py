@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from guestagent.capture.interfaces import Link, default_interface, links, local_addresses
+from guestagent.capture.interfaces import Changes, Link, default_interface, links, local_addresses
 from guestagent.capture.source import Source
 from guestagent.desk import Desk
 from guestagent.errors import ConfigError
@@ -18,17 +18,24 @@ log = logging.getLogger("guestagent.agent")
 
 
 class Follower:
-    """Looks at the devices of this host once a second, in time for each change to be followed within two."""
+    """Asked once a second, it looks at the devices of this host where one changed: within two it is followed."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk, self._tap = desk, desk.tap
+        self._changes, self._is_due = Changes(), True
         self._gone: set[int] = set()
         """Interfaces without a device."""
         self.is_up = {source.interface.name: True for source in self._tap.sources}
         """By name: there and up, as of the last look."""
 
     def look(self) -> None:
-        """Bind to devices that came, tell the collector of new facts."""
+        """Bind to devices that came, tell the collector of new facts. Raises OSError; then the look is still due."""
+        self._is_due = self._changes.seen() or self._is_due
+        if self._is_due or self._gone:
+            self._look()
+            self._is_due = False
+
+    def _look(self) -> None:
         known, addresses = links(), local_addresses()
         by_index = {link.index: link for link in known.values()}
         self.is_up = {}
@@ -39,8 +46,12 @@ class Follower:
             self.is_up[source.interface.name if link is None else link.name] = link is not None and link.is_up
             if link is None:
                 self._lost(source)
-            elif link.index == source.index or self._rebind(source, link):
+            elif (link.index == source.index and source.is_bound()) or self._rebind(source, link):
                 self._tell(source, link, addresses.get(link.name, ()))
+
+    def close(self) -> None:
+        """Hear of no changes any more."""
+        self._changes.close()
 
     def _lost(self, source: Source) -> None:
         if source.interface.id not in self._gone:

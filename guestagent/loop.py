@@ -32,7 +32,8 @@ class Rest:
     """Since the last turn, for everyone."""
     patience_seconds: float
     """The same where none but patient ones are ready; the timeout ends it."""
-    is_enough: Callable[[], bool]
+    is_enough: Callable[[], object]
+    """Asked after each wake-up, so it should cost little."""
 
 
 NO_REST = Rest(0.0, 0.0, lambda: True)
@@ -115,11 +116,11 @@ class Loop:
         rested_at = self._turned_at + rest.seconds
         patient_until = max(rested_at, min(self._turned_at + rest.patience_seconds, time.monotonic() + timeout_seconds))
         ready: dict[int, int] = {}
-        self._gather(ready, timeout_seconds)
+        is_impatient = self._gather(ready, timeout_seconds)
         looked_at = -inf
         while ready and not rest.is_enough():
             now = time.monotonic()
-            seconds = (patient_until if ready.keys() <= self._patient else rested_at) - now
+            seconds = (rested_at if is_impatient else patient_until) - now
             if seconds <= 0:
                 break
             # Each wake-up is paid for, so who comes alone ends none but its own wait, and who comes in a crowd a step.
@@ -127,17 +128,20 @@ class Loop:
                 time.sleep(min(seconds, _REST_STEP_SECONDS))
                 seconds = 0.0
             looked_at = now
-            self._gather(ready, seconds)
+            is_impatient |= self._gather(ready, seconds)
         self._call(ready)
         self._turned_at = time.monotonic()
 
-    def _gather(self, ready: dict[int, int], seconds: float) -> None:
-        """Wait at most so long for somebody to be ready, and add them.
+    def _gather(self, ready: dict[int, int], seconds: float) -> bool:
+        """Wait at most so long for somebody to be ready, and add them; was anyone of them impatient?
 
         An edge is told once, a level again: what was ready still counts.
         """
-        for descriptor, events in self._epoll.poll(max(0.0, seconds), _MOST_EVENTS):
+        is_impatient = False
+        for descriptor, events in self._epoll.poll(seconds if seconds > 0 else 0.0, _MOST_EVENTS):
             ready[descriptor] = ready.get(descriptor, 0) | events
+            is_impatient |= descriptor not in self._patient
+        return is_impatient
 
     def _call(self, ready: dict[int, int]) -> None:
         for descriptor, events in ready.items():

@@ -1,6 +1,5 @@
 """How long what is ready may wait for company: every turn costs beside an application, and nothing may press."""
 
-from functools import partial
 from math import inf
 
 from guestagent.capture.ring import BLOCK_BYTES
@@ -33,7 +32,7 @@ class Lull:
         is_free = self._link.state.connected and now - self._capped_at > UNCAPPED_SECONDS
         tap = self._desk.tap
         if not is_free or tap.filled_fraction() >= CALM_FILL:
-            return Rest(REST_SECONDS, 0.0, tap.is_filling)
+            return Rest(REST_SECONDS, 0.0, tap.filling())
         # What the bucket can't let go at once would wait behind the cap, and what that brings meanwhile be lost.
         blocks = max(1, int(min(FILLING_BLOCKS, self._desk.gate.bytes.depth / BLOCK_BYTES)))
-        return Rest(REST_SECONDS, PATIENCE_SECONDS, partial(tap.is_filling, blocks))
+        return Rest(REST_SECONDS, PATIENCE_SECONDS, tap.filling(blocks))

@@ -20,10 +20,11 @@ from guestagent.governor.limits import (
     Counters,
     Limits,
     Rung,
+    Traffic,
     budgets_for,
     shedding_order,
 )
-from guestagent.governor.meter import Meter, interface_traffic
+from guestagent.governor.meter import Meter
 from guestagent.links.owner import Link
 
 log = logging.getLogger("guestagent.agent")
@@ -122,6 +123,10 @@ class Steering:
             self.governor.seen(sum(block.records for block in part), samples)
         self.governor.ring_filled(self._tap.filled_fraction())
 
+    def traffic(self) -> Traffic | None:
+        """What the tapped interfaces counted; None where none of them is there."""
+        return self._meter.traffic([source.index for source in self._tap.sources])
+
     def tick(self, now: float, link: Link) -> bool:
         """Ask the governor, obey; whether something is kept otherwise than before, but for a probe."""
         total, wire = self._tap.refresh(), link.on_the_wire
@@ -130,7 +135,7 @@ class Steering:
         self._taken = taken
         counters = Counters(
             captured=total.captured,
-            traffic=interface_traffic(source.interface.name for source in self._tap.sources),
+            traffic=self.traffic(),
             acked_bytes=total.delivered_bytes,
             ring_bytes=round(self._tap.ring_bytes * (1 - self._tap.kept_fraction())),
             ring_fill=self._tap.filled_fraction(),

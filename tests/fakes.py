@@ -1,7 +1,7 @@
 """Stand-ins for what a room normally meets: records without a ring, sources, a desk."""
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -86,6 +86,7 @@ class FakeSource:
         self.block_count = block_count
         self.programs: list[Sequence[Instruction]] = []
         self.waiting: deque[RetiredBlock] = deque()
+        self.has_device = True
         self.taken: deque[RetiredBlock] = deque()
         self.captured = self.dropped = 0
         self.is_closed = self.is_paused = False
@@ -113,6 +114,14 @@ class FakeSource:
     def peek(self, ahead: int = 0) -> RetiredBlock | None:
         """The oldest block not yet taken, or one after it."""
         return self.waiting[ahead] if ahead < len(self.waiting) else None
+
+    def is_bound(self) -> bool:
+        """As told."""
+        return self.has_device
+
+    def filling(self, blocks: int) -> Callable[[], object]:
+        """As a ring, of the blocks that wait."""
+        return lambda: len(self.waiting) >= blocks
 
     def take(self) -> RetiredBlock | None:
         """Lend it."""
@@ -147,7 +156,7 @@ class FakeSource:
 
     def bind(self, index: int) -> None:
         """Remember the index."""
-        self.index = index
+        self.index, self.has_device = index, True
 
     def pause(self, paused: bool) -> None:
         """Remember it."""

@@ -3,6 +3,7 @@
 Not from /sys: a process moved into another network namespace still sees the old one's /sys/class/net.
 """
 
+import errno
 import fnmatch
 import ipaddress
 import socket
@@ -29,6 +30,10 @@ _RTA_DST, _RTA_OIF, _RTA_PRIORITY = 1, 4, 6
 _NLA_TYPE_MASK = 0x3FFF
 _IFF_UP_AND_RUNNING = 0x01 | 0x40
 _RTN_UNICAST, _RT_TABLE_MAIN = 1, 254
+_CHANGES = 0x1 | 0x10 | 0x100
+"""RTMGRP_LINK, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR (linux/rtnetlink.h)."""
+_MOST_CHANGES = 256
+"""Heard at once; a host that changes all the time is looked at all the time."""
 _REPLY_BYTES = 1 << 16
 """The kernel fits a part of a dump into 32 KB (netlink: NLMSG_GOODSIZE)."""
 
@@ -51,6 +56,30 @@ class Link:
     def is_tunnel(self) -> bool:
         """Packets sent into it leave, wrapped, through another device."""
         return self.kind in _TUNNEL_KINDS
+
+
+class Changes:
+    """Hears of every change of a device or an address in this network namespace. Raises OSError where it can't."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
+        self._socket.bind((0, _CHANGES))
+
+    def seen(self) -> bool:
+        """Was there one since the last question?"""
+        for number in range(_MOST_CHANGES):
+            try:
+                self._socket.recv(1)
+            except BlockingIOError:
+                return number > 0
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # which says that there were more than it could hold
+                    raise
+        return True
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        self._socket.close()
 
 
 def _messages(kind: int, flags: int, body: bytes) -> Iterator[bytes]:

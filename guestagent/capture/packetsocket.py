@@ -40,6 +40,10 @@ class Tapping:
         if self._promiscuous:
             be_promiscuous(self._socket, index)
 
+    def is_bound(self) -> bool:
+        """False once the device is gone, also where one with its index is there again."""
+        return bool(self._socket.getsockname()[0])  # the name of the index that the kernel holds: -1 has none
+
     def pause(self, paused: bool) -> None:
         """See no packets, or see them again; takes about 10 ms, the kernel waits for its readers."""
         if paused != self._is_paused:

@@ -17,7 +17,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from guestagent.capture.block import (
@@ -135,9 +135,9 @@ class PortableSource(Tapping):
             self._held += 1
         return block
 
-    def has_waiting(self, blocks: int) -> bool:
+    def filling(self, blocks: int) -> Callable[[], object]:
         """Never worth waiting: packets are read when the agent wakes."""
-        return True
+        return lambda: True
 
     def release(self, block: RetiredBlock) -> None:
         """Back to the pool; the last one back is the next one filled, since its memory is warm."""

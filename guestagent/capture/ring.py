@@ -16,7 +16,10 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from operator import getitem
 
 from guestagent.capture.block import BLOCK_HEADER, BLOCK_STATUS_OFFSET_BYTES, LAYOUT_PLAIN, LAYOUT_VIRTIO
 from guestagent.capture.bpf import Instruction
@@ -65,6 +68,8 @@ class Ring(Tapping):
         self.capacity_bytes = block_bytes * block_count
         self._block_bytes, self.block_count = block_bytes, block_count
         self._next = 0
+        self._waiting: deque[RetiredBlock] = deque()
+        """Retired blocks from our own index on, as far as somebody peeked."""
         self._held = 0
         self._captured = self._dropped = 0
         self._memory: memoryview | None = None
@@ -104,6 +109,14 @@ class Ring(Tapping):
 
     def peek(self, ahead: int = 0) -> RetiredBlock | None:
         """The block at our own index, or so many after it, once the kernel has retired it."""
+        while len(self._waiting) <= ahead:
+            block = self._retired(len(self._waiting))
+            if block is None:
+                return None
+            self._waiting.append(block)
+        return self._waiting[ahead]
+
+    def _retired(self, ahead: int) -> RetiredBlock | None:
         if self._held + ahead >= self.block_count:
             return None
         number = (self._next + ahead) % self.block_count
@@ -121,17 +134,21 @@ class Ring(Tapping):
         """The block at our own index; the index moves on."""
         block = self.peek()
         if block is not None:
+            self._waiting.popleft()
             self._next = (self._next + 1) % self.block_count
             self._held += 1
         return block
 
-    def has_waiting(self, blocks: int) -> bool:
-        """Is the block so far ahead of our own index retired, or none left that could be?"""
+    def filling(self, blocks: int) -> Callable[[], object]:
+        """Is the block so far ahead of our own index retired, or none left that could be?
+
+        The question is the status word itself. It is asked after each wake-up of a rest, when all that the application
+        did not use has left the caches.
+        """
         if self._held + blocks > self.block_count:
-            return True
+            return lambda: True
         ahead = (self._next + blocks - 1) % self.block_count
-        status = self._words[(ahead * self._block_bytes + BLOCK_STATUS_OFFSET_BYTES) // _WORD_BYTES]
-        return status != _STATUS_KERNEL
+        return partial(getitem, self._words, (ahead * self._block_bytes + BLOCK_STATUS_OFFSET_BYTES) // _WORD_BYTES)
 
     def release(self, block: RetiredBlock) -> None:
         """Clear the block's status word after everything that was read from it."""
@@ -159,6 +176,8 @@ class Ring(Tapping):
 
     def close(self) -> None:
         """Unmap and close; a block still on loan keeps its pages until its holder lets go."""
+        for block in self._waiting:
+            block.memory.release()
         if self._memory is not None:
             self._words.release()
             self._memory.release()

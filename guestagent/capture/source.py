@@ -1,6 +1,6 @@
 """What every capture engine offers to the desk: blocks of records that it lends until they are released."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -50,8 +50,11 @@ class Source(Protocol):
     def take(self) -> RetiredBlock | None:
         """Like peek, and the next call answers the block after it."""
 
-    def has_waiting(self, blocks: int) -> bool:
-        """Are at least so many retired blocks waiting to be taken? True where the engine can't wait for that."""
+    def filling(self, blocks: int) -> Callable[[], object]:
+        """Whether at least so many retired blocks wait to be taken: a question to ask until the next take or release.
+
+        Always true where the engine can't wait for that.
+        """
 
     def release(self, block: RetiredBlock) -> None:
         """Hand a taken block back; its memory changes from now on."""
@@ -70,6 +73,9 @@ class Source(Protocol):
 
     def bind(self, index: int) -> None:
         """Bind again, to a device that was made anew. Raises OSError where that is gone, too."""
+
+    def is_bound(self) -> bool:
+        """Is it bound to a device that is there?"""
 
     def pause(self, paused: bool) -> None:
         """See no packets, or see them again; the kernel is then spared their clones, too."""

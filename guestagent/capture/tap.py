@@ -4,7 +4,7 @@ The ledger's `captured` and drops come from the kernel, `delivered` from acknowl
 both and not a definition.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from guestagent.capture.block import FRAME_OFFSET_BYTES, LAYOUT_VIRTIO, stale_count
@@ -139,9 +139,10 @@ class Tap:
             ledger.dropped_by_ring = max(0, counted.dropped - ledger.unsupported_gso)
         return total(list(self.ledgers.values()))
 
-    def is_filling(self, blocks: int = FILLING_BLOCKS) -> bool:
-        """Have so many gathered in a ring that it should be looked at now?"""
-        return any(source.has_waiting(blocks) for source in self.sources)
+    def filling(self, blocks: int = FILLING_BLOCKS) -> Callable[[], object]:
+        """Whether so many gathered in a ring that it should be looked at: a question for until the next take."""
+        questions = [source.filling(blocks) for source in self.sources]
+        return questions[0] if len(questions) == 1 else lambda: any(question() for question in questions)
 
     def by_name(self) -> dict[str, InterfaceLedger]:
         """Every ledger by its interface's name."""

@@ -198,8 +198,11 @@ class Governor:
             own = max(0.0, usage.own_seconds - used.own_seconds)
             self.model.learn(seconds, self._taken_records, self._taken_bytes, own)
         part = min(1.0, captured / seconds / total.packets) if total.packets else 0.0
-        rejected = Rates() if self.limits.paused else total.scaled(1 - part).plus(self.demand.unselected)
-        share = self.model.share(total.scaled(part), rejected, self._taken_bytes / seconds)
+        if self.limits.paused:
+            share = self.model.share(total.scaled(part), 1.0, self._taken_bytes / seconds)
+        else:
+            share = self.model.share(total, part, self._taken_bytes / seconds)
+            share += self.model.share(self.demand.unselected, 0.0, 0.0)
         self._taken_records = self._taken_bytes = 0
         self.spent_cores = own / seconds + share
         self._bounds.account.spend(seconds, self.spent_cores)

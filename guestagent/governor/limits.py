@@ -127,6 +127,11 @@ class Traffic(NamedTuple):
     bytes_in: int = 0
     bytes_out: int = 0
 
+    @property
+    def packets(self) -> int:
+        """Both directions."""
+        return self.packets_in + self.packets_out
+
     def since(self, before: "Traffic") -> "Traffic":
         """What was counted in between; a device made anew begins at nought."""
         return Traffic(

@@ -32,7 +32,7 @@ PEEK_SECONDS, PEEK_RECORDS = 0.005, 64
 """Between looks into blocks, and how far into each while something changes."""
 CLOSE_LOOKS = 4 * PEEK_RECORDS
 """Between two ticks, of that depth."""
-CALM_LOOKS_PER_SECOND = 800
+CALM_LOOKS_PER_SECOND = 600
 """Else. A look at a record takes 4 µs beside a busy application: all 64 of 200 blocks a second were 5 % of a core. The
 half second of them that is remembered tells the share of a flow to a few in a hundred."""
 

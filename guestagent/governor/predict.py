@@ -115,14 +115,13 @@ class CostModel:
         _, packet_weight, byte_weight = self.weights
         return packet_weight * OWN_SECONDS_PER_PACKET * packets + byte_weight * OWN_SECONDS_PER_BYTE * ring_bytes
 
-    def share(self, captured: Rates, rejected: Rates, ring_bytes: float) -> float:
-        """The time that others pay for these packets."""
+    def share(self, offered: Rates, keep: float, ring_bytes: float) -> float:
+        """The time that others pay for these packets, of which the filter accepts a fraction."""
+        rejected = 1 - keep
         return self._margin * (
-            captured.packets_in * CAPTURED_IN_SECONDS
-            + captured.packets_out * CAPTURED_OUT_SECONDS
-            + rejected.packets_in * REJECTED_IN_SECONDS
-            + rejected.packets_out * REJECTED_OUT_SECONDS
-            + rejected.original_bytes * REJECTED_SECONDS_PER_BYTE
+            offered.packets_in * (keep * CAPTURED_IN_SECONDS + rejected * REJECTED_IN_SECONDS)
+            + offered.packets_out * (keep * CAPTURED_OUT_SECONDS + rejected * REJECTED_OUT_SECONDS)
+            + offered.original_bytes * rejected * REJECTED_SECONDS_PER_BYTE
             + ring_bytes * COPY_SECONDS_PER_BYTE
         )
 
@@ -132,7 +131,7 @@ class CostModel:
 
     def price(self, packets: float, ring_bytes: float) -> float:
         """At most what records cost that were taken, in CPU seconds: as if all had gone out."""
-        share = self.share(Rates(packets_out=packets), Rates(), ring_bytes)
+        share = self.share(Rates(packets_out=packets), 1.0, ring_bytes)
         return self.own_cores(packets, ring_bytes) + share
 
     def cost(self, offered: Rates, keep: float, slice_: str | int) -> Cost:
@@ -144,7 +143,7 @@ class CostModel:
         """The same where it is known how many bytes the whole would take. Linear in all three."""
         kept, ring_bytes = offered.packets * keep, whole_bytes * keep
         own = self.own_cores(kept, ring_bytes)
-        share = self.share(offered.scaled(keep), offered.scaled(1 - keep), ring_bytes)
+        share = self.share(offered, keep, ring_bytes)
         return Cost(own + share, own, ring_bytes, kept)
 
     def learn(self, seconds: float, packets: float, ring_bytes: float, measured_seconds: float) -> None:

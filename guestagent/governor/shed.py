@@ -90,11 +90,17 @@ class Forecast:
         self._unavoidable = model.idle.plus(model.cost(demand.unselected, 0.0, base.slice))
         self._whole_bytes: dict[str | int, float] = {}
         """Bytes that everything takes where it leaves, by slice."""
+        self._costs: dict[Limits, Cost] = {}
         self._heavy: dict[Cost, tuple[int, ...]] = {}
         self._differences: dict[tuple[int, float, float, str | int], Cost] = {}
 
     def cost(self, limits: Limits) -> Cost:
         """Own time, the share of others, and what must leave."""
+        if limits not in self._costs:
+            self._costs[limits] = self._cost(limits)
+        return self._costs[limits]
+
+    def _cost(self, limits: Limits) -> Cost:
         if limits.paused:
             return self._model.idle
         keep = limits.sample / self._base.sample

@@ -108,6 +108,27 @@ def test_a_nic_made_anew_is_captured_again(site: Site, name: str, mac: str) -> N
     site.assert_all_is_there(agent)
 
 
+@pytest.mark.parametrize("is_missed", [True, False])
+def test_a_nic_that_was_away_is_captured_again(site: Site, is_missed: bool) -> None:
+    """From another network namespace it comes back with its index, to which the kernel binds nothing; at once, too."""
+    site.plug()
+    agent = site.rig.agent(site.vm)
+    site.send()
+    index = site.vm.call(links)["eth0"].index
+    there, back = (f"/proc/self/fd/{host.namespaces.net}" for host in (site.peer, site.vm))
+    site.vm.run(["ip", "link", "set", "eth0", "netns", there], pass_fds=[site.peer.namespaces.net])
+    if is_missed:
+        wait_for(lambda: not site.is_up(agent, "eth0"), "the agent to miss it", REBOUND_SECONDS)
+    site.peer.run(["ip", "link", "set", "eth0", "netns", back], pass_fds=[site.vm.namespaces.net])
+    for words in (["link", "set", "eth0", "up"], ["address", "add", "10.8.0.2/24", "dev", "eth0"]):
+        site.vm.run(["ip", *words])
+    wait_for(lambda: "eth0 was made anew" in agent.log_text(), "the agent to bind again", REBOUND_SECONDS)
+    site.send()
+
+    assert site.vm.call(links)["eth0"].index == index
+    site.assert_all_is_there(agent)
+
+
 def test_a_hundred_flaps_leave_no_trace(site: Site) -> None:
     """After a hundred times down and up the capture goes on at once, with the same descriptors and memory."""
     site.plug()

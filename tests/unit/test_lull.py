@@ -50,7 +50,7 @@ def test_a_turn_comes_before_the_bucket_runs_over(mbit: int, blocks: int) -> Non
     lull = lull_of(source)
     lull._desk.gate.set_caps(0.0, mbit * 125_000, inf)
     asked: list[int] = []
-    source.has_waiting = lambda count: asked.append(count) or False  # type: ignore[method-assign, func-returns-value]
+    source.filling = lambda count: lambda: asked.append(count)  # type: ignore[method-assign, func-returns-value]
     assert not lull.rest(1.0).is_enough()
     assert asked == [blocks]
 

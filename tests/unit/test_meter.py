@@ -1,14 +1,20 @@
 """The meter: what psutil and /proc say, and what is missing."""
 
 import os
+import socket
 import time
+from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
 
-from guestagent.governor.meter import Meter, interface_traffic
+from guestagent.governor.limits import Traffic
+from guestagent.governor.meter import Meter
 from guestagent.governor.pressure import Yielding
+
+LO = socket.if_nametoindex("lo")
+NO_DEVICE = 2**31 - 1
 
 
 def proc(root: Path, pressure: str | None, loadavg: str | None) -> str:
@@ -55,7 +61,7 @@ def test_a_reading_costs_less_than_a_millisecond() -> None:
     for _ in range(50):
         before = time.process_time()
         meter.read()
-        interface_traffic(["lo"])
+        meter.traffic([LO])
         costs.append(time.process_time() - before)
     meter.close()
 
@@ -63,12 +69,30 @@ def test_a_reading_costs_less_than_a_millisecond() -> None:
 
 
 def test_interfaces_are_counted_by_direction() -> None:
-    """lo exists and receives what it sends; of an unknown name nothing is known."""
-    traffic = interface_traffic(["lo", "no-such-device"])
+    """lo receives what it sends, and as much as psutil says; of a device that is not there nothing is known."""
+    with closing(Meter()) as meter:
+        assert meter.traffic([NO_DEVICE]) is None
+        before = psutil.net_io_counters(pernic=True)["lo"]
+        traffic = meter.traffic([LO, NO_DEVICE])
+        after = psutil.net_io_counters(pernic=True)["lo"]
 
     assert traffic is not None
     assert traffic.packets_in == traffic.packets_out
-    assert interface_traffic(["no-such-device"]) is None
+    assert before.packets_recv <= traffic.packets_in <= after.packets_recv
+    assert before.bytes_sent <= traffic.bytes_out <= after.bytes_sent
+
+
+def test_what_a_lost_device_counted_still_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is gone, one that took its place, and its return: the sum never falls."""
+    answers = {1: Traffic(5, 6, 500, 600), 2: Traffic(1, 0, 100, 0)}
+    with closing(Meter()) as meter:
+        monkeypatch.setattr(meter, "_ask", answers.get)
+        found = [meter.traffic([1])]
+        answers[1] = None  # type: ignore[assignment]
+        found.append(meter.traffic([1]))
+        found += [meter.traffic([2]), meter.traffic([2])]
+
+    assert found == [Traffic(5, 6, 500, 600)] * 2 + [Traffic(6, 6, 600, 600)] * 2
 
 
 def test_the_meter_leaks_no_descriptor() -> None:
