@@ -3,7 +3,7 @@
     blocks ──► their totals ──────────┐
     peeks  ──► who is in them ────────┴─► composition (who, in which proportion; memory of half a second)
     kernel ──► records captured ──────────► volume (packets/s, exact and at once)        ──► Demand
-    psutil ──► packets on the interface ──► volume of what sampling and pause hide
+    kernel ──► packets on the interface ──► volume of what sampling and pause hide
 
 *Composition* is in units of demand: a record of a heavy flow of which one in ten passed counts ten times. Records carry
 their original length, so sliced ones tell it, too. Sampling keeps or drops whole flows, so a flow seen under it counts

@@ -27,9 +27,10 @@ pytestmark = pytest.mark.alone
 PEER, VM = "10.9.0.3", "10.9.0.2"
 SECONDS = 7.0
 ELEPHANT_AFTER_SECONDS, ELEPHANT_SECONDS = 1.0, 4
-FLAGS = ("--cpu", "5", "--yield", "off", "--ring", "128MiB")
+FLAGS = ("--yield", "off", "--ring", "128MiB")
 """An elephant of 17 Gbit/s fills the default ring in 30 ms, as long as it takes to know it on a busy machine."""
-BUDGET, GATE = 0.05, 1.3
+CPU_PERCENT, CPU_PERCENT_OF_UDP_IN, GATE = 5, 3, 1.3
+"""In a slow hour this machine brings 110,000 small datagrams a second into the VM, and 5 % copy them whole."""
 ELEPHANT_PORT = 5201
 """iperf3's."""
 FIN, SYN, RST = 0x01, 0x02, 0x04
@@ -45,7 +46,8 @@ def test_small_flows_are_whole_beside_an_elephant(rig: Rig, lab: Lab, elephant: 
     """
     peer, vm, third = lab.host("peer"), lab.host("vm"), lab.host("collector")
     lab.bridge(third, vm, peer)
-    collector, agent = rig.collect(third), rig.agent(vm, *FLAGS, full=False)
+    percent = CPU_PERCENT_OF_UDP_IN if elephant == "UDP in" else CPU_PERCENT
+    collector, agent = rig.collect(third), rig.agent(vm, "--cpu", str(percent), *FLAGS, full=False)
     servers = [peer.start(serve_names), peer.start(serve_http, PAGES_PORT)]
     peer.popen(["iperf3", "-s"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for port in (NAMES_PORT, PAGES_PORT, ELEPHANT_PORT):
@@ -62,7 +64,7 @@ def test_small_flows_are_whole_beside_an_elephant(rig: Rig, lab: Lab, elephant: 
         server.terminate()
 
     assert_ledger_closes(ledger, report)
-    assert own_cores <= GATE * BUDGET * (os.cpu_count() or 1)
+    assert own_cores <= GATE * percent / 100 * (os.cpu_count() or 1)
     assert (limits["slice"], limits["sample"]) == ("full", 1.0), limits["reason"]
     assert limits["heavy_flows"] > 0
     found = Conversations(rig.frames(), ELEPHANT_PORT)

@@ -367,6 +367,7 @@ ELSEWHERE = (
     ),
     Elsewhere("F6", "a hundred link flaps", "lab/test_nic_life.py::test_a_hundred_flaps_leave_no_trace"),
     Elsewhere("F7", "NIC made anew under another name", "lab/test_nic_life.py::test_a_nic_made_anew_is_captured_again"),
+    Elsewhere("F7", "NIC away and back", "lab/test_nic_life.py::test_a_nic_that_was_away_is_captured_again"),
     Elsewhere(
         "F9", "collector killed at random moments", "lab/test_tls.py::test_fifty_kills_at_random_moments_cost_nothing"
     ),
