@@ -142,8 +142,8 @@ class Ring(Tapping):
     def filling(self, blocks: int) -> Callable[[], object]:
         """Is the block so far ahead of our own index retired, or none left that could be?
 
-        The question is the status word itself, which is 0 while the kernel has the block: it is asked after each wake-up
-        of a rest, when all that the application did not use has left the caches.
+        The question is the status word itself, which is 0 while the kernel has the block: it is asked after each
+        wake-up of a rest, when all that the application did not use has left the caches.
         """
         if self._held + blocks > self.block_count:
             return lambda: True
