@@ -93,6 +93,14 @@ class Bench:
             self.source.release(block)
         self.held.clear()
 
+    def ask(self, blocks: int) -> None:
+        """Have a question for `is_enough`."""
+        self._question = self.source.filling(blocks)
+
+    def is_enough(self) -> bool:
+        """Its answer at this moment."""
+        return bool(self._question())
+
     def block_addresses(self) -> list[int]:
         """Where each block lay that was taken so far."""
         return self.addresses

@@ -1,5 +1,7 @@
 """Both engines lend blocks alike: bounded, handed over in time, used again, and the books close under a flood."""
 
+import time
+
 from guestagent.capture.ring import BLOCK_BYTES, FEWEST_BLOCKS, RETIRE_MS
 from guestagent.lab.hosts import Host
 from guestagent.lab.packets import inject
@@ -86,6 +88,23 @@ def test_a_steady_trickle_is_handed_over_in_blocks(kind: str, pair: tuple[Host, 
     assert [one.frame for one in seen] == frames
     assert max(one.waited_seconds for one in seen) < 3 * RETIRE_MS / 1000
     assert blocks < 30
+
+
+def test_a_ring_says_when_so_much_has_gathered(pair: tuple[Host, Host]) -> None:
+    """One question turns true with the block that it names, one for more than is free is true at once."""
+    agent, peer = pair
+    with capturing(agent, "ring") as tap:
+        tap.ask(3)
+        said = [tap.is_enough()]
+        for frame in numbered(3):
+            peer.call(inject, "eth0", [frame])
+            time.sleep(3 * RETIRE_MS / 1000)
+            said.append(tap.is_enough())
+        tap.collect(1, hold=True)
+        tap.ask(FEWEST_BLOCKS)
+        said.append(tap.is_enough())
+
+    assert said == [False, False, False, True, True]
 
 
 def test_released_memory_is_used_again(kind: str, pair: tuple[Host, Host]) -> None:
