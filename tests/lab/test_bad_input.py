@@ -135,6 +135,8 @@ def test_a_full_disk_that_breaks_ends_the_run_with_its_ledger(rig: Rig, pair: tu
     vm, _ = pair
     disk = _disk(rig, vm, 1)
     agent = rig.agent(vm, to=f"dir:{disk}")
+    vm.call(udp_send, "10.9.0.1", 9000, 100, 10_000, 900)
+    wait_for(lambda: agent.status()["delivered"], "the first ones to be safe")  # all at once would be refused at once
     vm.call(udp_send, "10.9.0.1", 9000, 1500, 10_000, 900)
     wait_for(lambda: "No space left" in agent.log_text(), "the disk to be full")
     resource.prlimit(agent.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
