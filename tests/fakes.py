@@ -17,6 +17,8 @@ from guestagent.tapstream.session import Pending, SendWindow
 
 RUN_ID = "0123456789abcdef" * 2
 EPOCH_NS = 1_700_000_000_123_456_789
+MAC = "02:00:00:00:00:09"
+"""For scapy, which otherwise asks the network, in a thread, for that of an address to send to."""
 PATIENCE_SECONDS = 5.0
 """How long a test waits for what takes milliseconds on an idle machine."""
 

@@ -15,7 +15,7 @@ from guestagent.collector.sinks.directory import DirectorySink, Rotation
 from guestagent.observe.words import limits_sentence, limits_word
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Kind
-from tests.fakes import EPOCH_NS, agent_hello, packets_frame, parsed
+from tests.fakes import EPOCH_NS, MAC, agent_hello, packets_frame, parsed
 from tests.pcapng_files import tool
 
 ANYTHING = st.recursive(
@@ -105,7 +105,7 @@ def test_limits_are_one_sentence() -> None:
 
 def frame_of(number: int) -> bytes:
     """An Ethernet frame that foreign tools take for UDP."""
-    return bytes(Ether() / IP(src="10.0.0.1", dst="10.0.0.9") / UDP(sport=number) / b"x")
+    return bytes(Ether(dst=MAC) / IP(src="10.0.0.1", dst="10.0.0.9") / UDP(sport=number) / b"x")
 
 
 def comments_by_packet(path: Path) -> dict[int, str]:

@@ -19,7 +19,7 @@ from guestagent.capture.block import (
 from guestagent.collector.sinks import pcapng, reader
 from guestagent.collector.sinks.pcapng import PacketEncoder
 from guestagent.model import Interface
-from tests.fakes import EPOCH_NS, run_of_records
+from tests.fakes import EPOCH_NS, MAC, run_of_records
 from tests.pcapng_files import ROWS, RUN, Row, file_of, raw_packets, records_of, scapy_packets, tool, with_tag
 
 
@@ -111,7 +111,7 @@ def test_any_facts_make_whole_blocks(name: str, comment: str, speed: int, mac: s
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     """A file with everything that we write into one."""
-    frames = [bytes(Ether() / IP(src="10.0.0.1", dst="10.0.0.9") / TCP(sport=at)) for at in range(1, 4)]
+    frames = [bytes(Ether(dst=MAC) / IP(src="10.0.0.1", dst="10.0.0.9") / TCP(sport=at)) for at in range(1, 4)]
     records, count = run_of_records(frames, vlan=(42, 0x8100), packet_type=4)
     packets, _, _ = PacketEncoder(has_virtio=True).encode(memoryview(records), count, 0)
     facts = Interface(0, "ens5", "02:00:00:00:00:07", 9001, speed_mbit=25_000)
