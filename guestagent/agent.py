@@ -221,9 +221,8 @@ class Agent:
 
     def _detect(self, now: float) -> None:
         """Ask the loop detector; hold the sending while it wants to see what the capture does."""
-        state, traffic = self._link.state, self._traffic()
-        seen_bytes = traffic.bytes_in + traffic.bytes_out
-        sample = Sample(seen_bytes, self._tap.wire_bytes, state.sent_bytes, state.copies)
+        state = self._link.state
+        sample = Sample(self._traffic().bytes, self._tap.wire_bytes, state.sent_bytes, state.copies)
         verdict = self._detector.step(now, sample)
         self._desk.is_held = verdict is Verdict.HOLD
         if verdict is Verdict.LOOP:

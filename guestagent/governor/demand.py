@@ -213,7 +213,7 @@ class DemandEstimator:
         """Smooth what the interface counted; its packets/s in these seconds."""
         if traffic is None:
             return 0.0
-        rates = Rates(traffic.packets_in, traffic.packets_out, traffic.bytes_in + traffic.bytes_out).scaled(1 / seconds)
+        rates = Rates(traffic.packets_in, traffic.packets_out, traffic.bytes).scaled(1 / seconds)
         fade = exp(-seconds / INTERFACE_SECONDS)
         self._interface = self._interface.scaled(fade).plus(rates.scaled(1 - fade))
         self._most = max(rates.packets, self._interface.packets) * INTERFACE_SLACK

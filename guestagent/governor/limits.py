@@ -132,6 +132,11 @@ class Traffic(NamedTuple):
         """Both directions."""
         return self.packets_in + self.packets_out
 
+    @property
+    def bytes(self) -> int:
+        """Both directions."""
+        return self.bytes_in + self.bytes_out
+
     def since(self, before: "Traffic") -> "Traffic":
         """What was counted in between; a device made anew begins at nought."""
         return Traffic(

@@ -29,7 +29,10 @@ _LINK_STATS = Struct("=4Q")
 
 
 class Meter:
-    """Reads the host's CPU. Files that this kernel lacks are remembered as missing and not asked for again."""
+    """Reads the host's CPU and what its devices counted.
+
+    Files that this kernel lacks are remembered as missing and not asked for again.
+    """
 
     def __init__(self, proc: str = "/proc") -> None:
         self.cores = psutil.cpu_count() or 1

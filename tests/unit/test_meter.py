@@ -83,7 +83,7 @@ def test_interfaces_are_counted_by_direction() -> None:
 
 
 def test_what_a_lost_device_counted_still_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is gone, one that took its place, and its return: the sum never falls."""
+    """One that is gone, and one that took its place: the sum never falls."""
     answers = {1: Traffic(5, 6, 500, 600), 2: Traffic(1, 0, 100, 0)}
     with closing(Meter()) as meter:
         monkeypatch.setattr(meter, "_ask", answers.get)
