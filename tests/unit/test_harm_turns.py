@@ -117,12 +117,14 @@ def test_a_ring_that_did_not_see_what_it_should_claims_nothing(phases: list[Phas
 
 
 def test_the_report_has_a_row_for_each_load_and_one_for_all() -> None:
-    """Medians over the cells of the row."""
+    """Medians over the cells of the row; and what is promised of turns and capture is judged for both."""
 
-    def cell(load: str, ratio: float) -> Look:
-        return Look(load, "tap", 25, 0.1, 120, 100, 200, ratio, 1.0)
+    def cell(load: str, ratio: float, tap: str = "tap") -> Look:
+        return Look(load, tap, 25, 0.1, 120, 100, 200, ratio, 1.0)
 
-    told = turns.markdown([cell("a", 1.2), cell("a", 1.02), cell("a", 1.03), cell("b", 1.08)], "command")
+    taken = [cell("a", 1.2), cell("a", 1.02), cell("a", 1.03), cell("b", 1.08)]
+    told = turns.markdown([*taken, cell("a", 1.01, turns.CAPTURE), cell("b", 1.02, turns.CAPTURE)], "command")
 
     assert "| tap | a | 25 | 10% | 100 µs | 120 µs | 200 µs | 1.030 (1.02 to 1.20) | 1.000 (1.00 to 1.00) |" in told
     assert "| tap | together | 25 | 10% | 100 µs | 120 µs | 200 µs | 1.055 (1.02 to 1.20) |" in told
+    assert "| tap | 1.040 | 1.102 | 1.071 |" in told

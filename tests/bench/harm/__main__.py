@@ -131,8 +131,8 @@ def _flags() -> argparse.Namespace:
         ("quick", "a look in three minutes; printed, not written"),
         ("gate", "short; exit code 1 only far from the promises"),
         ("windows", "the CPU of every five seconds under paced loads; 10 minutes"),
-        ("turns", "requests beside the agent's turns and away from them, by perf; 24 minutes"),
-        ("promises", "what the design promises, 15 pairs in cells of 4 s; 48 minutes"),
+        ("turns", "requests beside the agent's turns and away from them, by perf; 49 minutes"),
+        ("promises", "what the design promises, 15 pairs in cells of 4 s; 64 minutes"),
     ):
         kinds.add_argument(f"--{word}", dest="kind", action="store_const", const=word, help=told)
     parser.set_defaults(kind="whole")

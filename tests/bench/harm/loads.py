@@ -65,7 +65,8 @@ class Load:
 
 
 LOADS = (
-    Load("ask 1k", "ask", per_second=1_000, is_window=True, is_quick=True),
+    Load("ask 1k", "ask", per_second=1_000, is_window=True, is_quick=True, is_moderate=True),
+    Load("ask 5k", "ask", per_second=5_000, is_moderate=True),
     Load("udp 1k", "udp", per_second=1_000),
     Load("udp 5k", "udp", per_second=5_000, is_window=True, is_moderate=True),
     Load("udp 20k", "udp", per_second=20_000, is_quick=True, is_moderate=True),
