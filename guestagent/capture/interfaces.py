@@ -8,9 +8,10 @@ import fnmatch
 import ipaddress
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from guestagent import netlink
 from guestagent.errors import AbsentError, HostError
 from guestagent.model import Interface
 
@@ -22,20 +23,18 @@ _TUNNEL_KINDS = frozenset(
 )
 """IFLA_INFO_KIND of devices whose packets leave again, wrapped, through another interface."""
 
-_NLM_REQUEST, _NLM_DUMP = 0x01, 0x300
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _RTM_GETLINK, _RTM_GETROUTE = 18, 26
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_INFO_KIND = 1, 3, 4, 10, 18, 1
 _RTA_DST, _RTA_OIF, _RTA_PRIORITY = 1, 4, 6
-_NLA_TYPE_MASK = 0x3FFF
+_IFINFOMSG_BYTES = 16
+_RTMSG = struct.Struct("=BB10x")
+"""struct rtmsg: the family, and how long the prefix of the destination is; the rest is left open."""
 _IFF_UP_AND_RUNNING = 0x01 | 0x40
 _RTN_UNICAST, _RT_TABLE_MAIN = 1, 254
 _CHANGES = 0x1 | 0x10 | 0x100
 """RTMGRP_LINK, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR (linux/rtnetlink.h)."""
 _MOST_CHANGES = 256
 """Heard at once; a host that changes all the time is looked at all the time."""
-_REPLY_BYTES = 1 << 16
-"""The kernel fits a part of a dump into 32 KB (netlink: NLMSG_GOODSIZE)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +61,7 @@ class Changes:
     """Hears of every change of a device or an address in this network namespace. Raises OSError where it can't."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
-        self._socket.bind((0, _CHANGES))
+        self._socket = netlink.open_socket(groups=_CHANGES)
 
     def seen(self) -> bool:
         """Was there one since the last question?"""
@@ -82,55 +80,21 @@ class Changes:
         self._socket.close()
 
 
-def _messages(kind: int, flags: int, body: bytes) -> Iterator[bytes]:
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as netlink:
-        netlink.sendall(struct.pack("=IHHII", 16 + len(body), kind, _NLM_REQUEST | flags, 1, 0) + body)
-        while True:
-            reply, offset = netlink.recv(_REPLY_BYTES), 0
-            while offset < len(reply):
-                size, answer = struct.unpack_from("=IH", reply, offset)
-                payload = reply[offset + 16 : offset + size]
-                if answer == _NLMSG_DONE:
-                    return
-                if answer == _NLMSG_ERROR:
-                    code = -struct.unpack_from("=i", payload)[0]
-                    raise OSError(code, "netlink request refused")
-                yield payload
-                offset += (size + 3) & ~3
-            if not flags & _NLM_DUMP:
-                return
-
-
-def _attributes(data: bytes) -> dict[int, bytes]:
-    found, offset = {}, 0
-    while offset + 4 <= len(data):
-        size, kind = struct.unpack_from("=HH", data, offset)
-        if size < 4:
-            break
-        found[kind & _NLA_TYPE_MASK] = data[offset + 4 : offset + size]
-        offset += (size + 3) & ~3
-    return found
-
-
-def _word(attributes: dict[int, bytes], kind: int) -> int:
-    return int(struct.unpack_from("=I", attributes[kind])[0]) if kind in attributes else 0
-
-
 def links() -> dict[str, Link]:
     """Every device of this network namespace, by name."""
     found = {}
-    for message in _messages(_RTM_GETLINK, _NLM_DUMP, struct.pack("=BxHiII", 0, 0, 0, 0, 0)):
+    for message in netlink.ask(_RTM_GETLINK, bytes(_IFINFOMSG_BYTES), netlink.DUMP):
         hardware_type, index, flags = struct.unpack_from("=HII", message, 2)
-        attributes = _attributes(message[16:])
+        attributes = netlink.attributes(message[_IFINFOMSG_BYTES:])
         name = attributes.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
-        info = _attributes(attributes.get(_IFLA_LINKINFO, b""))
+        info = netlink.attributes(attributes.get(_IFLA_LINKINFO, b""))
         found[name] = Link(
             index=index,
             name=name,
             hardware_type=hardware_type,
             mac=":".join(f"{byte:02x}" for byte in attributes.get(_IFLA_ADDRESS, b"")),
-            mtu=_word(attributes, _IFLA_MTU),
-            master=_word(attributes, _IFLA_MASTER),
+            mtu=netlink.word(attributes, _IFLA_MTU),
+            master=netlink.word(attributes, _IFLA_MASTER),
             kind=info.get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode(errors="replace"),
             is_up=flags & _IFF_UP_AND_RUNNING == _IFF_UP_AND_RUNNING,
         )
@@ -142,12 +106,12 @@ def default_interface() -> str:
     by_index = {link.index: name for name, link in links().items()}
     for family in (socket.AF_INET, socket.AF_INET6):
         candidates = []
-        body = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 0, 0, 0, 0, 0)
-        for message in _messages(_RTM_GETROUTE, _NLM_DUMP, body):
+        for message in netlink.ask(_RTM_GETROUTE, _RTMSG.pack(family, 0), netlink.DUMP):
             _, prefix, _, _, table, _, _, route_type = struct.unpack_from("=8B", message)
-            attributes = _attributes(message[12:])
+            attributes = netlink.attributes(message[_RTMSG.size :])
             if prefix == 0 and table == _RT_TABLE_MAIN and route_type == _RTN_UNICAST and _RTA_OIF in attributes:
-                candidates.append((_word(attributes, _RTA_PRIORITY), by_index.get(_word(attributes, _RTA_OIF), "")))
+                metric, index = (netlink.word(attributes, kind) for kind in (_RTA_PRIORITY, _RTA_OIF))
+                candidates.append((metric, by_index.get(index, "")))
         if named := [pair for pair in candidates if pair[1]]:
             return min(named)[1]
     raise AbsentError("no default route says which interface to tap: name one with -i (`ip link` lists them)")
@@ -157,11 +121,10 @@ def route_interface(address: str) -> str:
     """The device through which packets to `address` leave, empty where there is no route."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
-    body = struct.pack("=BBBBBBBBI", family, ip.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
-    body += struct.pack("=HH", 4 + len(ip.packed), _RTA_DST) + ip.packed
+    body = _RTMSG.pack(family, ip.max_prefixlen) + netlink.attribute(_RTA_DST, ip.packed)
     try:
-        for message in _messages(_RTM_GETROUTE, 0, body):
-            index = _word(_attributes(message[12:]), _RTA_OIF)
+        for message in netlink.ask(_RTM_GETROUTE, body):
+            index = netlink.word(netlink.attributes(message[_RTMSG.size :]), _RTA_OIF)
             return next((name for name, link in links().items() if link.index == index), "")
     except OSError:
         pass

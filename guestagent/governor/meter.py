@@ -5,7 +5,6 @@ for each device of the host, and a host of containers has hundreds.
 """
 
 import os
-import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,17 +12,18 @@ from struct import Struct
 
 import psutil
 
+from guestagent import netlink
 from guestagent.governor.limits import Traffic, Usage
 
 MOST_BYTES = 512
 """Of /proc/loadavg and /proc/pressure/cpu: they have one and two lines. Of an answer of rtnetlink: some 230 bytes."""
+_MOST_GONE = 64
+"""Devices whose counts are kept apart after they went, for each of them may come back and go on counting."""
 _RTM_NEWSTATS, _RTM_GETSTATS = 92, 94
-_REQUEST = Struct("=IHHII4xII")
-"""struct nlmsghdr and struct if_stats_msg (linux/netlink.h, if_link.h): the index of a device, and what is asked."""
-_NLM_F_REQUEST = 0x01
+_IF_STATS_MSG = Struct("=4xII")
+"""struct if_stats_msg (linux/if_link.h): the index of a device, and what is asked."""
 _LINK_64 = 1
 """IFLA_STATS_LINK_64, as an attribute and as a bit of what is asked."""
-_ATTRIBUTE = Struct("=HH")
 _LINK_STATS = Struct("=4Q")
 """The first fields of struct rtnl_link_stats64: packets received and sent, bytes received and sent."""
 
@@ -38,7 +38,7 @@ class Meter:
         self.cores = psutil.cpu_count() or 1
         self._loadavg = _open(Path(proc, "loadavg"))
         self._pressure = _open(Path(proc, "pressure/cpu"))
-        self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        self._netlink = netlink.open_socket()
         self._counted: dict[int, Traffic] = {}
         """By device, as of its last answer."""
         self._counted_before = Traffic()
@@ -56,18 +56,17 @@ class Meter:
         )
 
     def traffic(self, indexes: Sequence[int]) -> Traffic | None:
-        """What these devices counted, and those whose place they took; None where none of them has ever answered."""
+        """What these devices counted, and those that were asked for before; None where none has ever answered."""
         for index in indexes:
             if counted := self._ask(index):
                 self._counted[index] = counted
-        for index in self._counted.keys() - set(indexes):
+        for index in [one for one in self._counted if one not in indexes][:-_MOST_GONE]:
             self._counted_before = _sum(self._counted_before, self._counted.pop(index))
         return _sum(self._counted_before, *self._counted.values()) if self._counted else None
 
     def _ask(self, index: int) -> Traffic | None:
-        request = _REQUEST.pack(_REQUEST.size, _RTM_GETSTATS, _NLM_F_REQUEST, 0, 0, index, _LINK_64)
         try:
-            self._netlink.send(request)
+            self._netlink.send(netlink.question(_RTM_GETSTATS, _IF_STATS_MSG.pack(index, _LINK_64)))
             answer = self._netlink.recv(MOST_BYTES)
         except OSError:
             return None
@@ -87,14 +86,11 @@ def _sum(*parts: Traffic) -> Traffic:
 
 
 def _link_stats(answer: bytes) -> Traffic | None:
-    """Of an answer; None of one that says that there is no such device."""
-    _, kind, *_ = _REQUEST.unpack_from(answer)
-    at = _REQUEST.size
-    while kind == _RTM_NEWSTATS and at + _ATTRIBUTE.size + _LINK_STATS.size <= len(answer):
-        size, name = _ATTRIBUTE.unpack_from(answer, at)
-        if name == _LINK_64:
-            return Traffic(*_LINK_STATS.unpack_from(answer, at + _ATTRIBUTE.size))
-        at += max(_ATTRIBUTE.size, size + 3 & ~3)  # padding, for the numbers to lie at a multiple of 8
+    """None of one that says that there is no such device."""
+    for kind, body in netlink.messages(answer):
+        if kind == _RTM_NEWSTATS:
+            counted = netlink.attributes(body[_IF_STATS_MSG.size :]).get(_LINK_64, b"")
+            return Traffic(*_LINK_STATS.unpack_from(counted)) if len(counted) >= _LINK_STATS.size else None
     return None
 
 

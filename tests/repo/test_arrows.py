@@ -25,8 +25,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     # thinking
     "tapstream": WORDS,
     "encap": WORDS,
-    "governor": WORDS,
+    "governor": WORDS | {"netlink"},
     # hands
+    "netlink": set(),
     "loop": WORDS,
     "privileges": WORDS,
     "identity": WORDS,
@@ -34,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backstops": WORDS,
     "rlimits": WORDS,
     "standback": set(),
-    "capture": WORDS | {"rlimits"},
+    "capture": WORDS | {"netlink", "rlimits"},
     # A direct tunnel has no collector behind it: it walks the records itself, on the way to an endpoint.
     "links": WORDS | {"loop", "tapstream", "encap", "endpoint", "trust", "capture.block"},
     # Of capture the collector knows the layout of a record alone.

@@ -95,6 +95,29 @@ def test_what_a_lost_device_counted_still_counts(monkeypatch: pytest.MonkeyPatch
     assert found == [Traffic(5, 6, 500, 600)] * 2 + [Traffic(6, 6, 600, 600)] * 2
 
 
+def test_a_device_that_comes_back_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Back under its index it goes on from what it had counted, whoever was there meanwhile."""
+    answers = {1: Traffic(5, 6, 500, 600), 2: Traffic(1, 0, 100, 0)}
+    with closing(Meter()) as meter:
+        monkeypatch.setattr(meter, "_ask", answers.get)
+        found = [meter.traffic([1]), meter.traffic([2])]
+        answers[1] = Traffic(7, 6, 700, 600)
+        found.append(meter.traffic([1]))
+
+    assert found == [Traffic(5, 6, 500, 600), Traffic(6, 6, 600, 600), Traffic(8, 6, 800, 600)]
+
+
+def test_devices_that_come_and_go_for_ever_are_all_counted_and_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a thousand that had one packet each the sum is a thousand."""
+    with closing(Meter()) as meter:
+        monkeypatch.setattr(meter, "_ask", lambda _: Traffic(1, 0, 100, 0))
+        for index in range(1000):
+            last = meter.traffic([index])
+
+        assert last == Traffic(1000, 0, 100_000, 0)
+        assert len(meter._counted) < 100
+
+
 def test_the_meter_leaks_no_descriptor() -> None:
     """Close gives back what was opened."""
     before = len(os.listdir("/proc/self/fd"))

@@ -195,8 +195,8 @@ def markdown(looks: Sequence[Look], command: str) -> str:
         f"other. Medians of {len(looks) // len(taps) // len(loads)} cells, *together* of those of all loads, and in "
         "parentheses their interval by order statistics.\n\n"
         + rows(["tap", "load", "turns/s", "beside", "p50 away", "beside", "p99 away", "p99, times", "control"], body)
-        + f"\n\nPromised is {LIMIT:g} for both, the median of the turns times that of the capture. The latter copies every "
-        "packet; an agent that sheds copies fewer.\n\n"
+        + f"\n\nPromised is {LIMIT:g} for both, the median of the turns times that of the capture. The latter copies "
+        "every packet; an agent that sheds copies fewer.\n\n"
         + rows(["both", *loads, "together"], _both(looks, taps, loads))
         + "\n"
     )
