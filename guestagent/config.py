@@ -25,7 +25,7 @@ class RunConfig:
     """What `guestagent run` needs."""
 
     interface: tuple[str, ...] = ()
-    """Names and globs; none: the interface of the default route."""
+    """Names and globs; none: those of the default route."""
     to: tuple[Endpoint, ...] = (Endpoint("dir", path="captures"),)
     mode: str = ""
     """Of several tunnels: each flow to one that is well (`balance`, the default), or every copy to all (`replicate`).

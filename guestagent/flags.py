@@ -42,7 +42,11 @@ _TRANSPORT = (
 RUN_OPTIONS = (
     CONFIG,
     option(
-        "-i", "--interface", action="append", metavar="IFACE", help="interface or glob; default: the default route's"
+        "-i",
+        "--interface",
+        action="append",
+        metavar="IFACE",
+        help="interface or glob; default: those of the default route",
     ),
     option("--to", action="append", metavar="URL", help=_TO_HELP),
     option("--filter", metavar="EXPR", help="pcap-filter expression, decided in the kernel"),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from guestagent.capture.interfaces import Changes, Link, default_interface, links, local_addresses
+from guestagent.capture.interfaces import Changes, Link, default_interfaces, links, local_addresses
 from guestagent.capture.source import Source
 from guestagent.desk import Desk
 from guestagent.errors import ConfigError
@@ -69,7 +69,7 @@ class Follower:
             for link in known.values()
             if link.index not in taken[0] and link.name not in taken[1] and link.hardware_type == alike
         ]
-        wished = self._desk.capture.wish.interfaces or (_default_name(),)
+        wished = self._desk.capture.wish.interfaces or _default_names()
         ranks: tuple[Callable[[Link], bool], ...] = (
             lambda link: link.name == mine.name,
             lambda link: link.mac == mine.mac and not link.master,
@@ -99,8 +99,8 @@ class Follower:
             self._desk.interface_changed(new)
 
 
-def _default_name() -> str:
+def _default_names() -> tuple[str, ...]:
     try:
-        return default_interface()
+        return default_interfaces()
     except ConfigError:
-        return ""
+        return ()

@@ -36,27 +36,25 @@ def question(kind: int, body: bytes, flags: int = 0) -> bytes:
     return _HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST | flags, 1, 0) + body
 
 
-def messages(answer: bytes) -> Iterator[tuple[int, bytes]]:
-    """Kind and body of each message of one datagram; what is cut short is left out."""
+def records(data: bytes, header: Struct) -> Iterator[tuple[tuple[int, ...], bytes]]:
+    """Header and body of each; a header begins with its size and the body's. What is cut short is left out."""
     at = 0
-    while at + _HEADER.size <= len(answer):
-        size, kind, *_ = _HEADER.unpack_from(answer, at)
-        if not _HEADER.size <= size <= len(answer) - at:
+    while at + header.size <= len(data):
+        fields = header.unpack_from(data, at)
+        if not header.size <= fields[0] <= len(data) - at:
             return
-        yield kind, answer[at + _HEADER.size : at + size]
-        at += _aligned(size)
+        yield fields, data[at + header.size : at + fields[0]]
+        at += fields[0] + 3 & ~3  # NLMSG_ALIGN, NLA_ALIGN, RTNH_ALIGN: to a multiple of four
+
+
+def messages(answer: bytes) -> Iterator[tuple[int, bytes]]:
+    """Kind and body of each message of one datagram."""
+    return ((fields[1], body) for fields, body in records(answer, _HEADER))
 
 
 def attributes(data: bytes) -> dict[int, bytes]:
-    """What each kind of attribute holds; what is cut short is left out."""
-    found, at = {}, 0
-    while at + _ATTRIBUTE.size <= len(data):
-        size, kind = _ATTRIBUTE.unpack_from(data, at)
-        if not _ATTRIBUTE.size <= size <= len(data) - at:
-            break
-        found[kind & _NLA_TYPE_MASK] = data[at + _ATTRIBUTE.size : at + size]
-        at += _aligned(size)
-    return found
+    """What each kind of attribute holds."""
+    return {fields[1] & _NLA_TYPE_MASK: body for fields, body in records(data, _ATTRIBUTE)}
 
 
 def attribute(kind: int, data: bytes) -> bytes:
@@ -83,8 +81,3 @@ def ask(kind: int, body: bytes, flags: int = 0) -> Iterator[bytes]:
                 yield found
             if not flags & DUMP:
                 return
-
-
-def _aligned(size: int) -> int:
-    """NLMSG_ALIGN and NLA_ALIGN: to a multiple of four."""
-    return size + 3 & ~3

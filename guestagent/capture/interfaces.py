@@ -1,4 +1,4 @@
-"""Which interfaces to tap: names, globs, the one of the default route; read over netlink.
+"""Which interfaces to tap: names, globs, those of the default route; read over netlink.
 
 Not from /sys: a process moved into another network namespace still sees the old one's /sys/class/net.
 """
@@ -25,10 +25,12 @@ _TUNNEL_KINDS = frozenset(
 
 _RTM_GETLINK, _RTM_GETROUTE = 18, 26
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_INFO_KIND = 1, 3, 4, 10, 18, 1
-_RTA_DST, _RTA_OIF, _RTA_PRIORITY = 1, 4, 6
+_RTA_DST, _RTA_OIF, _RTA_PRIORITY, _RTA_MULTIPATH = 1, 4, 6, 9
 _IFINFOMSG_BYTES = 16
 _RTMSG = struct.Struct("=BB10x")
 """struct rtmsg: the family, and how long the prefix of the destination is; the rest is left open."""
+_RTNEXTHOP = struct.Struct("=HBBi")
+"""struct rtnexthop: its size with its attributes, flags, hops, and the index of its device."""
 _IFF_UP_AND_RUNNING = 0x01 | 0x40
 _RTN_UNICAST, _RT_TABLE_MAIN = 1, 254
 _CHANGES = 0x1 | 0x10 | 0x100
@@ -101,20 +103,30 @@ def links() -> dict[str, Link]:
     return found
 
 
-def default_interface() -> str:
-    """The device of the default route, IPv4 before IPv6, least metric first. Raises AbsentError without one."""
+def default_interfaces() -> tuple[str, ...]:
+    """The devices of the default route, IPv4 before IPv6, least metric first; several where it has several next hops.
+
+    Raises AbsentError without such a route.
+    """
     by_index = {link.index: name for name, link in links().items()}
     for family in (socket.AF_INET, socket.AF_INET6):
-        candidates = []
+        by_metric: dict[int, dict[str, None]] = {}
         for message in netlink.ask(_RTM_GETROUTE, _RTMSG.pack(family, 0), netlink.DUMP):
             _, prefix, _, _, table, _, _, route_type = struct.unpack_from("=8B", message)
-            attributes = netlink.attributes(message[_RTMSG.size :])
-            if prefix == 0 and table == _RT_TABLE_MAIN and route_type == _RTN_UNICAST and _RTA_OIF in attributes:
-                metric, index = (netlink.word(attributes, kind) for kind in (_RTA_PRIORITY, _RTA_OIF))
-                candidates.append((metric, by_index.get(index, "")))
-        if named := [pair for pair in candidates if pair[1]]:
-            return min(named)[1]
+            if prefix == 0 and table == _RT_TABLE_MAIN and route_type == _RTN_UNICAST:
+                attributes = netlink.attributes(message[_RTMSG.size :])
+                names = [by_index[index] for index in _ways_out(attributes) if index in by_index]
+                by_metric.setdefault(netlink.word(attributes, _RTA_PRIORITY), {}).update(dict.fromkeys(names))
+        if named := sorted((metric, tuple(names)) for metric, names in by_metric.items() if names):
+            return named[0][1]
     raise AbsentError("no default route says which interface to tap: name one with -i (`ip link` lists them)")
+
+
+def _ways_out(attributes: dict[int, bytes]) -> list[int]:
+    """Indexes of the devices of a route, in the order of its next hops."""
+    if _RTA_OIF in attributes:
+        return [netlink.word(attributes, _RTA_OIF)]
+    return [index for (*_, index), _ in netlink.records(attributes.get(_RTA_MULTIPATH, b""), _RTNEXTHOP)]
 
 
 def route_interface(address: str) -> str:
@@ -132,14 +144,14 @@ def route_interface(address: str) -> str:
 
 
 def select(patterns: Sequence[str]) -> list[Link]:
-    """The devices that names and globs mean, each once; nothing named means the default route's.
+    """The devices that names and globs mean, each once; nothing named means those of the default route.
 
     A glob skips devices that have a master (a bridge or bond shows their packets) unless they are named in full.
     Raises AbsentError for a name that is not there, HostError for a device without Ethernet frames.
     """
     known = links()
     chosen: dict[str, Link] = {}
-    for pattern in patterns or [default_interface()]:
+    for pattern in patterns or default_interfaces():
         if pattern in known:
             chosen[pattern] = known[pattern]
             continue
