@@ -13,6 +13,7 @@ from tests.bench.harm.turns import Look, Turn
 PID = 77
 TOLD = """\
  10.000000100: sched:sched_switch: prev_comm=x prev_pid=77 prev_prio=130 prev_state=S ==> next_comm=y next_pid=5 next_prio=120
+ 10.099900000: sched:sched_waking: comm=a b pid=77 prio=130 target_cpu=000
  10.100000200: sched:sched_switch: prev_comm=swapper/0 prev_pid=0 prev_prio=120 prev_state=R ==> next_comm=a b next_pid=77 next_prio=130
  10.100500000: sched:sched_switch: prev_comm=a b prev_pid=77 prev_prio=130 prev_state=R ==> next_comm=python next_pid=5 next_prio=120
  10.100600000: sched:sched_switch: prev_comm=python prev_pid=5 prev_prio=120 prev_state=S ==> next_comm=a b next_pid=77 next_prio=130
@@ -37,8 +38,9 @@ def requests(seconds: float, slow: list[Turn] | None = None) -> Answers:
 
 
 def test_a_turn_lasts_from_waking_to_sleeping() -> None:
-    """Who took the processor in between is part of it; what began before the record or ends after it is not told."""
-    assert turns.turns_of(TOLD, PID) == [Turn(10.1000002, 10.101)]
+    """Waiting for the processor is part of it, and who took it in between; what began before the record or ends after
+    it is not told."""
+    assert turns.turns_of(TOLD, PID) == [Turn(10.0999, 10.101)]
     assert turns.turns_of(TOLD, 78) == []
 
 

@@ -1,11 +1,11 @@
 """How long requests take beside the agent's turns on the processor, and away from them, in one and the same cell.
 
 A pair of cells tells 1.05 from 1.00 where nothing beside nothing is 1.00. On a shared host that is 0.9 to 1.1, for the
-host's mood changes in seconds. Within a cell it is the same for all: so the kernel tells when the agent ran
-(sched_switch), and a request is beside a turn, or away from all of them, by the time at which it was due, which is
-fixed beforehand. The quotient of the 99th percentiles of all requests and of those away is what the turns make of it:
-waiting for the processor, cold caches, what was written leaving by timers, acknowledgements, the sensor's work. What
-each packet pays for its copy into the ring is in both, and is a row of its own (harm.capture).
+host's mood changes in seconds. Within a cell it is the same for all: so the kernel tells when the agent was awake
+(sched_waking, sched_switch), and a request is beside a turn, or away from all of them, by the time at which it was due,
+which is fixed beforehand. The quotient of the 99th percentiles of all requests and of those away is what the turns make
+of it: waiting for the processor, cold caches, what was written leaving by timers, acknowledgements, the sensor's work.
+What each packet pays for its copy into the ring is in both, and is a row of its own (harm.capture).
 
 The control asks the same of turns that nobody had: the real ones, later, and requests beside real ones left out.
 """
@@ -44,13 +44,18 @@ CONTROL_SECONDS = 0.01
 CAPTURE = "its capture alone"
 _SPARE_SECONDS = 4.0
 """For perf to begin, and to end; for the last ring."""
-_SWITCH = re.compile(
-    r"(?P<time>\d+\.\d+): .* prev_pid=(?P<off>\d+) .* prev_state=(?P<state>\S+) .* next_pid=(?P<on>\d+) "
+_MOVE = re.compile(
+    r"(?P<time>\d+\.\d+): sched:sched_(?:waking: .* pid=(?P<woken>\d+) "
+    r"|switch: .* prev_pid=(?P<off>\d+) .* prev_state=(?P<state>\S+) .* next_pid=(?P<on>\d+) )"
 )
 
 
 class Turn(NamedTuple):
-    """From waking to sleeping, by the monotonic clock; who took the processor in between is part of it."""
+    """From waking to sleeping, by the monotonic clock; who had the processor in between is part of it.
+
+    Not from the time at which it got the processor: who is nice gets it when all else is quiet, so the busy times would
+    be away from its turns.
+    """
 
     start: float
     end: float
@@ -74,14 +79,17 @@ class Look:
 
 
 def turns_of(told: str, pid: int) -> list[Turn]:
-    """From `perf script` of sched:sched_switch. One that was under way at the beginning or at the end is left out."""
-    found, start = [], None
-    for one in _SWITCH.finditer(told):
-        if int(one["on"]) == pid:
+    """From `perf script` of sched:sched_waking and sched_switch. One that was under way at the beginning or at the end
+    is left out."""
+    found: list[Turn] = []
+    start, is_told = 0.0, False
+    for one in _MOVE.finditer(told):
+        if str(pid) in (one["woken"], one["on"]):
             start = start or float(one["time"])
-        elif start and int(one["off"]) == pid and not one["state"].startswith("R"):
-            found.append(Turn(start, float(one["time"])))
-            start = None
+        elif one["off"] == str(pid) and not one["state"].startswith("R"):
+            if is_told and start:
+                found.append(Turn(start, float(one["time"])))
+            start, is_told = 0.0, True
     return found
 
 
@@ -165,9 +173,10 @@ def _measure(scene: Scene, load: Load, tap: str, capacity: Capacity, recorded: P
         work = Work(scene, load, WARM_SECONDS + LOOK_SECONDS + _SPARE_SECONDS, capacity)
         time.sleep(WARM_SECONDS)
         (pid,) = running.pids
-        switches = ["-e", "sched:sched_switch", "--filter", f"prev_pid=={pid} || next_pid=={pid}", "-a"]
+        switches = ["-e", "sched:sched_switch", "--filter", f"prev_pid=={pid} || next_pid=={pid}"]
+        wakings = ["-e", "sched:sched_waking", "--filter", f"pid=={pid}"]
         clock = ["-k", "CLOCK_MONOTONIC", "-o", str(recorded)]
-        perf("record", "-q", *switches, *clock, "--", "sleep", str(LOOK_SECONDS))
+        perf("record", "-q", "-a", *switches, *wakings, *clock, "--", "sleep", str(LOOK_SECONDS))
         answers = work.finish()
     told = perf("script", "-i", str(recorded), "-F", "time,event,trace", "--ns")
     return look(load.name, tap, answers, turns_of(told, pid))
