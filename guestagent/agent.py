@@ -157,7 +157,8 @@ class Agent:
                 return
             if now >= report_at:
                 report_at = now + REPORT_SECONDS
-                self._look(self._report, now)
+                self._report(now)
+                self._look(lambda _: self._follower.look(), now)
             if now >= self._detector.due_at:
                 self._look(self._detect, now)
             self._link.tick(now)
@@ -199,7 +200,7 @@ class Agent:
             source.peek()
 
     def _report(self, now: float) -> None:
-        self._follower.look()
+        """What needs no descriptor, so that neither a watchdog nor a neighbour misses us while there is none."""
         self._neighbours.tick()
         if step := self._clock.look(time.time_ns(), time.monotonic_ns()):
             log.warning("%s", step)

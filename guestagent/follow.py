@@ -61,18 +61,18 @@ class Follower:
     def _successor(self, source: Source, known: dict[str, Link]) -> Link | None:
         """The device that took a lost one's place: its name, its MAC, or what the choice of the operator means now."""
         mine = source.interface
-        alike = self._desk.capture.links[mine.id].hardware_type
+        lost = self._desk.capture.links[mine.id]
         others = [one for one in self._tap.sources if one is not source]
         taken = {one.index for one in others}, {one.interface.name for one in others}
         free = [
             link
             for link in known.values()
-            if link.index not in taken[0] and link.name not in taken[1] and link.hardware_type == alike
+            if link.index not in taken[0] and link.name not in taken[1] and link.hardware_type == lost.hardware_type
         ]
         wished = self._desk.capture.wish.interfaces or _default_names()
         ranks: tuple[Callable[[Link], bool], ...] = (
             lambda link: link.name == mine.name,
-            lambda link: link.mac == mine.mac and not link.master,
+            lambda link: (link.mac, link.kind) == (mine.mac, lost.kind) and not link.master,  # its VLANs have its MAC
             lambda link: not link.master and any(fnmatchcase(link.name, one) for one in wished),
         )
         return next((link for fits in ranks for link in free if fits(link)), None)

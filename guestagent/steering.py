@@ -91,7 +91,7 @@ class Steering:
 
     def renew(self, config: RunConfig, now: float) -> None:
         """Other budgets or another wish; what was shed stays shed until the governor knows better."""
-        self._follow(config, now, start=self.limits)
+        self._follow(config, now, start=self.governor.steady)
         self._apply(now)
 
     @property

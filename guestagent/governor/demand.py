@@ -69,9 +69,10 @@ class _Regime:
 class DemandEstimator:
     """Told of blocks, peeks, filter swaps; asked at each tick."""
 
-    def __init__(self, base: Limits) -> None:
+    def __init__(self, base: Limits, limits: Limits | None = None) -> None:
+        """`base` is what is selected at most; `limits` are in force, where they are others."""
         self._base = base
-        self._regimes = [_Regime(0, base, 0.0)]
+        self._regimes = [_Regime(0, limits or base, 0.0)]
         self._flows: dict[int, list[float]] = {}
         """Decaying sums of demand: the fields of Rates, how many records were looked at, and in how many peeks."""
         self._total = [0.0] * 4
@@ -118,6 +119,8 @@ class DemandEstimator:
 
     def applied(self, now: float, wall_ns: int, limits: Limits) -> None:
         """This filter is in force, since `wall_ns` on the clock of the records."""
+        for one in self._regimes:  # the clock was set back: no filter began after the one that follows it
+            one.since_ns = min(one.since_ns, wall_ns)
         recent = [old for old, new in pairwise(self._regimes) if new.applied_at > now - REGIME_SECONDS]
         self._regimes = [*recent, self._regimes[-1], _Regime(wall_ns, limits, now)][-MOST_REGIMES:]
 
@@ -185,7 +188,7 @@ class DemandEstimator:
             for flow, entry in regime.seen.items():
                 # A heavy flow's packets are thinned, so each stands for many. Of others whole flows are left out.
                 of_flow = 1 / max(limits.heavy_fraction, LEAST_PART) if flow in heavy else 1.0
-                of_total = of_flow if flow in heavy else self._base.sample / max(limits.sample, LEAST_PART)
+                of_total = of_flow if flow in heavy else 1 / max(limits.sample / self._base.sample, LEAST_PART)
                 mine = flows.setdefault(flow, [0.0] * 6)
                 for i, part in enumerate(entry[:4]):
                     mine[i] += part * of_flow

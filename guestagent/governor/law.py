@@ -66,7 +66,7 @@ from guestagent.governor.pace import PROBE_SECONDS, Pace, State
 from guestagent.governor.predict import CostModel
 from guestagent.governor.rates import Demand, Rates
 from guestagent.governor.reason import sentence
-from guestagent.governor.shed import Forecast, combined, severity, shed
+from guestagent.governor.shed import Forecast, allowed, combined, severity, shed
 
 CONFIRM_SECONDS = 0.035
 """Two more looks at what a surge consists of."""
@@ -104,7 +104,7 @@ class Governor:
         self.demand = Demand()
         self.spent_cores = 0.0
         """Own and charged, in the last tick."""
-        self._estimator = DemandEstimator(self._base)
+        self._estimator = DemandEstimator(self._base, self.limits)
         self._bounds = Bounds(budgets, cores, self._order)
         self._pace = Pace(budgets, self._bounds.account.budget_cores, now)
         self._last: tuple[float, Counters, Usage] | None = None
@@ -119,9 +119,14 @@ class Governor:
         """The last shedding was for a cap."""
 
     def _begun(self, start: Limits) -> Limits:
-        kept = combined(self._base, start)
+        kept = combined(self._base, allowed(start, self._base, self._order))
         is_less = kept.selection != self._base.selection
         return kept._replace(reason=start.reason, since=start.since) if is_less else self._base
+
+    @property
+    def steady(self) -> Limits:
+        """The limits in force, or those that a probe interrupts."""
+        return self._steady
 
     # -- between ticks --------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ for each device of the host, and a host of containers has hundreds.
 import os
 import time
 from collections.abc import Sequence
+from operator import sub
 from pathlib import Path
 from struct import Struct
 
@@ -42,6 +43,7 @@ class Meter:
         self._counted: dict[int, Traffic] = {}
         """By device, as of its last answer."""
         self._counted_before = Traffic()
+        """By devices that are kept no more, less what later ones had counted when they came."""
 
     def read(self, retransmitted: int | None = None) -> Usage:
         """One reading; `retransmitted` is the link's own count, passed on."""
@@ -50,15 +52,20 @@ class Meter:
             # The process's clock as psutil reads it has ticks of 10 ms, a tenth of our tick; this one counts ns.
             own_seconds=time.process_time(),
             stalled_seconds=_stalled_seconds(_text(self._pressure)),
-            stolen_seconds=getattr(psutil.cpu_times(), "steal", None),
+            stolen_seconds=_stolen_seconds(),
             running=_running(_text(self._loadavg)),
             retransmitted=retransmitted,
         )
 
     def traffic(self, indexes: Sequence[int]) -> Traffic | None:
-        """What these devices counted, and those that were asked for before; None where none has ever answered."""
+        """What these devices counted, and those that were asked for before; None where none has ever answered.
+
+        One that comes later, in the place of another, counts from there on: it may have lived for long.
+        """
         for index in indexes:
             if counted := self._ask(index):
+                if self._counted and index not in self._counted:  # what it counted before it was tapped is not ours
+                    self._counted_before = _difference(self._counted_before, counted)
                 self._counted[index] = counted
         for index in [one for one in self._counted if one not in indexes][:-_MOST_GONE]:
             self._counted_before = _sum(self._counted_before, self._counted.pop(index))
@@ -79,6 +86,10 @@ class Meter:
             if descriptor is not None:
                 os.close(descriptor)
         self._loadavg = self._pressure = None
+
+
+def _difference(one: Traffic, other: Traffic) -> Traffic:
+    return Traffic(*map(sub, one, other))
 
 
 def _sum(*parts: Traffic) -> Traffic:
@@ -107,6 +118,13 @@ def _text(descriptor: int | None) -> str:
         return "" if descriptor is None else os.pread(descriptor, MOST_BYTES, 0).decode("ascii", "replace")
     except OSError:
         return ""
+
+
+def _stolen_seconds() -> float | None:
+    try:
+        return getattr(psutil.cpu_times(), "steal", None)
+    except OSError:  # psutil opens /proc/stat each time, and there may be no free descriptor
+        return None
 
 
 def _stalled_seconds(text: str) -> float | None:

@@ -39,6 +39,16 @@ LEAST_SAMPLE = 0.02
 GRID = 1.05
 
 
+_FIELDS = {
+    Rung.HEAVY: "heavy",
+    Rung.THIN: "heavy_fraction",
+    Rung.HEADERS: "slice",
+    Rung.SAMPLE: "sample",
+    Rung.PAUSE: "paused",
+}
+"""What each rung changes."""
+
+
 def on_grid(fraction: float, least: float) -> float:
     """The largest fraction of the grid that is not above this one."""
     return max(least, GRID ** -ceil(log(1 / fraction) / log(GRID) - 1e-9)) if fraction < 1 else 1.0
@@ -59,6 +69,12 @@ def severity(limits: Limits, base: Limits, order: Sequence[Rung]) -> tuple[int, 
         Rung.PAUSE: int(limits.paused),
     }
     return max(((at + 1, engaged[rung]) for at, rung in enumerate(order) if engaged[rung]), default=(0, 0))
+
+
+def allowed(limits: Limits, base: Limits, order: Sequence[Rung]) -> Limits:
+    """Without what rungs did that are not in this order."""
+    forbidden = [field for rung, field in _FIELDS.items() if rung not in order]
+    return limits._replace(**{field: getattr(base, field) for field in forbidden})
 
 
 def combined(one: Limits, other: Limits) -> Limits:

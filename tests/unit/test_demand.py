@@ -63,6 +63,30 @@ def test_sampled_flows_count_once_and_the_rest_for_the_unseen() -> None:
     assert demand.total.packets == pytest.approx(256)
 
 
+def test_a_small_fraction_of_a_small_wish_counts_for_the_whole_wish() -> None:
+    """One flow in a hundred is wished, and a fiftieth of these is kept: a flow seen stands for fifty."""
+    wish = BASE._replace(sample=0.01)
+    estimator = DemandEstimator(wish, wish._replace(sample=0.0002))
+    for _ in range(2):
+        estimator.block(32, samples(SECOND_NS, (1, 16, 64), (2, 16, 64)))
+    demand = estimator.close(1.0, 64, None)
+
+    assert dict(demand.flows)[1].packets_out == pytest.approx(32)
+    assert demand.total.packets == pytest.approx(50 * 64)
+
+
+def test_a_clock_that_was_set_back_does_not_bring_back_an_old_filter() -> None:
+    """A filter swapped after the step is in force for what comes after it, though the one before began later."""
+    estimator = DemandEstimator(BASE)
+    estimator.applied(0.0, 3600 * SECOND_NS, BASE._replace(sample=0.5))
+    estimator.applied(1.0, 5 * SECOND_NS, BASE._replace(heavy=(1,), heavy_fraction=0.1))
+    for _ in range(2):
+        estimator.block(64, samples(6 * SECOND_NS, (1, 32, 64), (2, 32, 64)))
+    demand = dict(estimator.close(1.0, 128, None).flows)
+
+    assert demand[1].packets_out == pytest.approx(10 * demand[2].packets_out)
+
+
 def test_a_flow_seen_once_is_one_of_the_rest() -> None:
     """A record that stands for a thousand makes no heavy flow."""
     estimator = DemandEstimator(BASE)

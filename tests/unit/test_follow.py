@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
@@ -83,3 +84,19 @@ def test_a_lost_device_is_looked_for_until_it_is_back(host: Host, follower: Foll
     follower.look()
     assert host.looks == 2
     assert follower.is_up["eth0"]
+
+
+def test_a_device_stacked_on_a_lost_one_does_not_take_its_place(host: Host, follower: Follower) -> None:
+    """A VLAN or a bridge has the MAC of its NIC, and would be all that is copied from then on; a NIC renamed is one."""
+    source = follower._tap.sources[0]
+    assert isinstance(source, FakeSource)
+    source.has_device = False
+    kinds = enumerate(("vlan", "macvlan", "bridge"), 5)
+    stacked = [replace(ETH0, name=f"{kind}0", index=index, kind=kind) for index, kind in kinds]
+    host.devices = {one.name: one for one in stacked}
+    follower.look()
+    assert follower.is_up == {"eth0": False}
+
+    host.devices["ens5"] = replace(ETH0, name="ens5", index=9)
+    follower.look()
+    assert (source.index, source.interface.name) == (9, "ens5")

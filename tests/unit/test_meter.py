@@ -83,16 +83,18 @@ def test_interfaces_are_counted_by_direction() -> None:
 
 
 def test_what_a_lost_device_counted_still_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is gone, and one that took its place: the sum never falls."""
-    answers = {1: Traffic(5, 6, 500, 600), 2: Traffic(1, 0, 100, 0)}
+    """One that is gone, and one that took its place, which had seen much before: the sum never falls, nor jumps."""
+    answers = {1: Traffic(5, 6, 500, 600), 2: Traffic(10**8, 10**8, 10**11, 10**11)}
     with closing(Meter()) as meter:
         monkeypatch.setattr(meter, "_ask", answers.get)
         found = [meter.traffic([1])]
         answers[1] = None  # type: ignore[assignment]
         found.append(meter.traffic([1]))
+        found.append(meter.traffic([2]))
+        answers[2] = Traffic(10**8 + 1, 10**8, 10**11 + 100, 10**11)
         found += [meter.traffic([2]), meter.traffic([2])]
 
-    assert found == [Traffic(5, 6, 500, 600)] * 2 + [Traffic(6, 6, 600, 600)] * 2
+    assert found == [Traffic(5, 6, 500, 600)] * 3 + [Traffic(6, 6, 600, 600)] * 2
 
 
 def test_a_device_that_comes_back_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,20 +103,24 @@ def test_a_device_that_comes_back_is_counted_once(monkeypatch: pytest.MonkeyPatc
     with closing(Meter()) as meter:
         monkeypatch.setattr(meter, "_ask", answers.get)
         found = [meter.traffic([1]), meter.traffic([2])]
-        answers[1] = Traffic(7, 6, 700, 600)
-        found.append(meter.traffic([1]))
+        answers |= {1: Traffic(7, 6, 700, 600), 2: Traffic(4, 0, 400, 0)}
+        found += [meter.traffic([2]), meter.traffic([1])]
 
-    assert found == [Traffic(5, 6, 500, 600), Traffic(6, 6, 600, 600), Traffic(8, 6, 800, 600)]
+    assert found == [Traffic(5, 6, 500, 600)] * 2 + [Traffic(8, 6, 800, 600), Traffic(10, 6, 1000, 600)]
 
 
 def test_devices_that_come_and_go_for_ever_are_all_counted_and_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a thousand that had one packet each the sum is a thousand."""
+    """Of a thousand that see one packet each the sum is a thousand."""
+    counted = Traffic()
     with closing(Meter()) as meter:
-        monkeypatch.setattr(meter, "_ask", lambda _: Traffic(1, 0, 100, 0))
+        monkeypatch.setattr(meter, "_ask", lambda _: counted)
         for index in range(1000):
+            counted = Traffic(7, 0, 700, 0)
+            meter.traffic([index])
+            counted = Traffic(8, 0, 800, 0)
             last = meter.traffic([index])
 
-        assert last == Traffic(1000, 0, 100_000, 0)
+        assert last == Traffic(1000 + 7, 0, 100_700, 0)
         assert len(meter._counted) < 100
 
 
