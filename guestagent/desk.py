@@ -113,11 +113,7 @@ class Desk:
         """Leave the connections of other agents on this host out of the capture."""
         if others != self._others:
             self._others = others
-            try:
-                self._attach(self.capture, self.selection)
-            except ConfigError as error:
-                log.warning("no room for %d connections of other agents: %s", len(others), error)
-                self._others = ()
+            self._attach(self.capture, self.selection)
 
     def readmit(self, exclusion: Exclusion) -> None:
         """Capture again what was left out for a sensor that has moved."""
@@ -135,8 +131,8 @@ class Desk:
     # -- the filter -----------------------------------------------------------------------------------------------
 
     def select(self, selection: Selection) -> None:
-        """Keep this much of the traffic from now on; peers on lease stay as they are."""
-        self._attach(self.capture, selection._replace(peers=self.selection.peers))
+        """Keep this much of the traffic from now on; peers on lease stay as they are. Raises ConfigError as `renew`."""
+        self.renew(self.capture, selection)
 
     def renew(self, capture: Capture, selection: Selection) -> None:
         """Filter by another wish. Raises ConfigError where the kernel refuses it; then the old one stays."""
@@ -168,14 +164,19 @@ class Desk:
             self._attach(self.capture, self.selection._replace(peers=peers))
 
     def _attach(self, capture: Capture, selection: Selection) -> None:
+        """Without the compares of a lease, then without those of other agents, where the kernel refuses more."""
         try:
             self._swap(capture, selection)
         except ConfigError as error:
-            if not selection.peers:
+            if selection.peers:
+                log.warning("no room for the compares of a lease, copying its peers' packets: %s", error)
+                self._dedupe = ""
+            elif self._others:
+                log.warning("no room for %d connections of other agents: %s", len(self._others), error)
+                self._others = ()
+            else:
                 raise
-            log.warning("no room for the compares of a lease, copying its peers' packets: %s", error)
-            self._dedupe = ""
-            self._swap(capture, selection._replace(peers=()))
+            self._attach(capture, selection._replace(peers=()))
 
     def _swap(self, capture: Capture, selection: Selection) -> None:
         if self._is_ending:
@@ -264,8 +265,7 @@ class Desk:
 
     def interface_changed(self, interface: Interface) -> None:
         """Tell the collector of new facts."""
-        info = encode_interface(interface)
-        self.window.add(Kind.INFO, lambda sequence: frames.encode_json(Kind.INFO, info, sequence=sequence))
+        self.window.add_info(interface.id, encode_interface(interface))
 
     def last_call(self) -> None:
         """No new frame goes out any more; what waits for a cap now will be lost to it."""

@@ -68,4 +68,5 @@ def wish_of(config: RunConfig) -> Wish:
         ring_bytes=config.ring,
         promiscuous=config.promiscuous,
         engine=config.engine,
+        sheds=not config.full or bool(config.cpu or config.rate or config.packets or config.yields),
     )

@@ -11,6 +11,7 @@ from guestagent.backstops import warnings
 from guestagent.capture.peek import Peek
 from guestagent.config import RunConfig
 from guestagent.desk import Desk
+from guestagent.errors import ConfigError
 from guestagent.governor.law import Governor
 from guestagent.governor.limits import (
     FULL_PACKET_BYTES,
@@ -69,6 +70,7 @@ class Steering:
         self._streams = config.streams
         self._meter = Meter()
         self._taken = (0, 0)
+        self._is_refused = False
         self._sent_marks: deque[tuple[float, int]] = deque(maxlen=MOST_LAG_MARKS)
         """(when, last frame sent by then), as far as not acknowledged."""
         self._follow(config, now)
@@ -159,7 +161,14 @@ class Steering:
         self._set_caps(now)
         if self.limits.selection == self._desk.selection._replace(peers=()):
             return False
-        self._desk.select(self.limits.selection)
+        try:
+            self._desk.select(self.limits.selection)
+        except ConfigError as error:  # its memory for filters was made smaller since the start
+            if not self._is_refused:
+                log.error("less can't be kept than now: %s", error)
+            self._is_refused = True
+            return False
+        self._is_refused = False
         self.governor.applied(now, time.time_ns())
         return True
 

@@ -1,12 +1,14 @@
 """Opens the sources of a run: interfaces chosen, ring sized to the memory, filter attached, engine by probe."""
 
 import logging
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
-from guestagent.capture.bpf import Instruction, compose
+from guestagent.capture.bpf import MOST_HEAVY, Instruction, compose
 from guestagent.capture.interfaces import ARPHRD_LOOPBACK, Link, describe, select
+from guestagent.capture.packetsocket import prove
 from guestagent.capture.probes import probe_virtio
 from guestagent.capture.ring import BLOCK_BYTES, FEWEST_BLOCKS, Ring
 from guestagent.capture.source import Source
@@ -17,6 +19,10 @@ from guestagent.rlimits import address_room_bytes
 log = logging.getLogger("guestagent.capture")
 
 DEFAULT_RING_BYTES = 64 * 1024 * 1024
+_OWN = tuple(Exclusion(socket.IPPROTO_TCP, f"fd00::{at}", 1, 1) for at in range(4))
+"""As many connections of our own are left out at once (desk.KEPT_EXCLUSIONS), at their longest."""
+_LARGEST = Selection("headers", 0.5, tuple(range(MOST_HEAVY)), 0.5)
+"""All that shedding adds to a filter."""
 MOST_MEMORY_FRACTION = 0.05
 """All rings together; their pages belong to no cgroup, so no other limit would hold them."""
 
@@ -33,6 +39,8 @@ class Wish:
     ring_bytes: int = 0
     promiscuous: bool = False
     engine: str = "auto"
+    sheds: bool = True
+    """May less be kept under load? Then the filter grows."""
 
     @property
     def selection(self) -> Selection:
@@ -76,7 +84,19 @@ def renewed(capture: Capture, wish: Wish) -> Capture:
     if wish.filter_expression != capture.wish.filter_expression:
         filters = _compile(wish.filter_expression, list(capture.links.values()))
     kept = replace(capture.wish, filter_expression=wish.filter_expression, slice=wish.slice, keep=wish.keep)
-    return replace(capture, filters=filters, wish=kept)
+    new = replace(capture, filters=filters, wish=replace(kept, sheds=wish.sheds))
+    _prove(new)
+    return new
+
+
+def _prove(capture: Capture) -> None:
+    """The filter at its longest, which must fit twice: it is swapped while the old one is held.
+
+    Raises ConfigError where it doesn't. Under load it would be too late for that.
+    """
+    selection = _LARGEST if capture.wish.sheds else capture.wish.selection
+    for at, link in capture.links.items():
+        prove(link.name, capture.program(at, _OWN, selection))
 
 
 def ring_blocks(wanted_bytes: int, interfaces: int, available_bytes: int, address_bytes: float = inf) -> int:
@@ -113,6 +133,7 @@ def open_capture(wish: Wish, exclusions: Sequence[Exclusion] = ()) -> Capture:
         )
     filters = _compile(wish.filter_expression, links)
     capture = Capture([], filters, dict(enumerate(links)), wish, wish.engine, "asked for")
+    _prove(capture)
     programs = {at: capture.program(at, exclusions) for at in filters}
     blocks = ring_blocks(wish.ring_bytes, len(links), _available_bytes(), address_room_bytes())
     if wish.engine != "portable":

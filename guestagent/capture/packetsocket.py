@@ -24,11 +24,6 @@ class Tapping:
         self._socket, self.index = sock, index
         self._promiscuous, self._is_paused = promiscuous, False
 
-    def attach_first(self, program: Sequence[Instruction]) -> None:
-        """Twice: a filter is swapped while the old one is held, and both must fit net.core.optmem_max."""
-        self.attach(program)
-        self.attach(program)
-
     def attach(self, program: Sequence[Instruction]) -> None:
         """Swap the filter; 16 to 42 µs, safe while packets arrive."""
         attach_filter(self._socket, program)
@@ -83,6 +78,13 @@ def be_promiscuous(sock: socket.socket, index: int) -> None:
     sock.setsockopt(SOL_PACKET, _PACKET_ADD_MEMBERSHIP, membership)
 
 
+def prove(name: str, program: Sequence[Instruction]) -> None:
+    """Can a filter be swapped for one as long? Raises ConfigError where the kernel refuses it, HostError."""
+    with open_packet_socket(name) as sock:
+        attach_filter(sock, program)
+        attach_filter(sock, program)
+
+
 def attach_filter(sock: socket.socket, program: Sequence[Instruction]) -> None:
     """SO_ATTACH_FILTER. Raises ConfigError where the kernel's memory for filters is too small for the program."""
     code = encode(program)
@@ -93,6 +95,6 @@ def attach_filter(sock: socket.socket, program: Sequence[Instruction]) -> None:
         )
     except OSError as error:
         raise ConfigError(
-            f"the capture filter has {len(program)} instructions and the kernel refused it ({error.strerror}): "
-            "make the filter shorter or raise net.core.optmem_max"
+            f"the capture filter has {len(program)} instructions, with what shedding adds, and the kernel refused it "
+            f"({error.strerror}): make --filter shorter, or raise net.core.optmem_max where it has less than 4,096"
         ) from error

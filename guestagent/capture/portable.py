@@ -95,7 +95,7 @@ class PortableSource(Tapping):
             raise
 
     def _setup(self, program: Sequence[Instruction]) -> None:
-        self.attach_first(program)
+        self.attach(program)
         self._socket.setblocking(False)
         self._socket.setsockopt(SOL_PACKET, _PACKET_AUXDATA, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)

@@ -83,7 +83,7 @@ class Ring(Tapping):
             raise
 
     def _setup(self, program: Sequence[Instruction], virtio: bool, retire_ms: int) -> None:
-        self.attach_first(program)
+        self.attach(program)
         self._socket.setsockopt(SOL_PACKET, _PACKET_VERSION, _TPACKET_V3)
         if virtio:
             describe_super_packets(self._socket)

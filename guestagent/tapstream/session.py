@@ -29,6 +29,8 @@ class Pending:
     """What the acknowledgement gives back: a run of records of the desk's, or None."""
     body: memoryview | None = None
     """What follows `frame` where the two don't lie in one piece."""
+    interface_id: int | None = None
+    """Of an INFO."""
 
 
 class SendWindow:
@@ -68,6 +70,17 @@ class SendWindow:
             self.add(Kind.REPORT, lambda sequence: encode_json(Kind.REPORT, report, sequence=sequence))
         elif waiting[-1].sequence >= self._frames[0].sequence + self._sent:
             waiting[-1].frame = encode_json(Kind.REPORT, report, sequence=waiting[-1].sequence)
+
+    def add_info(self, interface_id: int, info: dict[str, Any]) -> None:
+        """Queue an INFO; in the place of one of this interface that no packet stands under yet and nobody was given."""
+        for one in reversed(self._frames):
+            if one.kind == Kind.BLOCK or one.sequence <= self.highest_sent:
+                break
+            if one.kind == Kind.INFO and one.interface_id == interface_id:
+                one.frame = encode_json(Kind.INFO, info, sequence=one.sequence)
+                return
+        self.add(Kind.INFO, lambda sequence: encode_json(Kind.INFO, info, sequence=sequence))
+        self._frames[-1].interface_id = interface_id
 
     def send_next(self) -> Pending | None:
         """The next frame that this connection has not been given."""

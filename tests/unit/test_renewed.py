@@ -1,17 +1,20 @@
 """Budgets, floors and filters that are read again while something is shed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
+from guestagent.capture.bpf import Instruction
 from guestagent.capture.engine import Capture, Wish
 from guestagent.config import RunConfig
 from guestagent.desk import Desk
+from guestagent.errors import ConfigError
 from guestagent.governor.law import Governor
 from guestagent.governor.limits import FLOORS, Budgets, Counters, Limits, Rung, Usage, shedding_order
 from guestagent.governor.shed import allowed
+from guestagent.model import Exclusion
 from guestagent.reload import reload
 from guestagent.steering import Steering
 from tests.fakes import FakeSource
@@ -30,6 +33,16 @@ class Site:
         self.config, self.source = RunConfig(seed=1), FakeSource()
         self.desk = Desk(Capture([self.source], {0: ()}, {0: ETH0}, Wish(), "ring", ""), "vm-1")
         self.steering = Steering(self.config, self.desk, 0.0)
+
+    def refuse(self, most_instructions: int) -> None:
+        """The kernel takes no longer filter from now on."""
+
+        def attach(program: Sequence[Instruction]) -> None:
+            if len(program) > most_instructions:
+                raise ConfigError("refused")
+            self.source.programs.append(program)
+
+        self.source.attach = attach  # type: ignore[method-assign]
 
     def shed(self, limits: Limits) -> None:
         """Now this is in force."""
@@ -98,3 +111,34 @@ def test_a_probe_is_not_taken_for_what_was_shed(site: Site) -> None:
 
     assert site.desk.selection == Limits(sample=0.05).selection
     assert site.steering.governor._estimator._regimes[-1].limits.selection == site.desk.selection
+
+
+def test_a_filter_that_is_refused_under_load_ends_nothing(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """The one before stays in force, it is said once, and what fits is taken again."""
+    site.refuse(100)
+    for sample in (0.5, 0.4, 0.3):
+        site.shed(Limits(sample=sample))
+        assert site.desk.selection == Limits().selection
+    assert caplog.text.count("less can't be kept than now") == 1
+    site.refuse(4096)
+    site.shed(Limits(sample=0.2))
+    assert site.desk.selection.sample == 0.2
+
+
+def test_what_is_left_out_for_others_makes_room_for_what_is_shed(site: Site) -> None:
+    """First the compares of a lease go, then those of other agents' connections; our own stay."""
+    own, other = (Exclusion(6, f"10.0.0.{at}", 4795, 40_000) for at in (1, 2))
+    site.desk.exclude(own)
+    site.desk.leave_out((other,))
+    site.desk._dedupe = "site"
+    site.desk._leave_to(("10.0.0.9",))
+    lengths = [len(program) for program in site.source.programs]
+    assert lengths == sorted(set(lengths))
+
+    for most, peers, others in [(lengths[2], 1, 1), (lengths[2] - 1, 0, 1), (lengths[1] - 1, 0, 0)]:
+        site.refuse(most)
+        site.desk.select(site.desk.selection)
+        assert (len(site.desk.selection.peers), len(site.desk._others)) == (peers, others)
+    site.refuse(lengths[0] - 1)
+    with pytest.raises(ConfigError, match="refused"):
+        site.desk.select(site.desk.selection)

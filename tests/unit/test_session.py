@@ -146,6 +146,32 @@ def test_reports_beyond_the_bound_renew_the_last() -> None:
     assert MOST_REPORTS + 1 == len(window)
 
 
+def test_facts_that_change_while_nobody_listens_take_no_room() -> None:
+    """Of each interface the latest waits; what was given to a connection, or has packets behind it, stays as it was."""
+    window = SendWindow()
+    for change in range(1000):
+        window.add_info(change % 2, {"change": change})
+    assert infos(window) == [998, 999]
+
+    assert window.send_next()
+    window.rewind()
+    window.add_info(0, {"change": 1000})
+    window.add_info(1, {"change": 1001})
+    assert infos(window) == [998, 1001, 1000]
+
+    window.add(Kind.BLOCK, lambda _: b"")
+    window.add_info(1, {"change": 1002})
+    window.add_report({})
+    window.add_info(1, {"change": 1003})
+    assert infos(window) == [998, 1001, 1000, 1003]
+
+
+def infos(window: SendWindow) -> list[int]:
+    """What the INFO frames say, in their order."""
+    frames = [parsed(one.frame) for one in window._frames if one.kind == Kind.INFO]
+    return [decode_json(frame)["change"] for frame in frames]
+
+
 def test_a_report_under_way_is_not_changed() -> None:
     """A REPORT that this connection was given keeps its bytes; a later one is added as soon as there is room."""
     window = SendWindow()
