@@ -16,7 +16,8 @@ def scaled(value: float, unit: str) -> str:
     while abs(value) >= 999.5 and size < len(_PREFIXES) - 1:
         value /= 1000
         size += 1
-    digits = 0 if size == 0 or abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    # As it will read: 9.996 is 10.0.
+    digits = 0 if size == 0 or abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
     return f"{value:.{digits}f} {_PREFIXES[size]}{unit}"
 
 
