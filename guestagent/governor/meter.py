@@ -62,9 +62,10 @@ class Meter:
 
         One that comes later, in the place of another, counts from there on: it may have lived for long.
         """
+        has_begun = bool(self._counted)
         for index in indexes:
             if counted := self._ask(index):
-                if self._counted and index not in self._counted:  # what it counted before it was tapped is not ours
+                if has_begun and index not in self._counted:  # what it counted before it was tapped is not ours
                     self._counted_before = _difference(self._counted_before, counted)
                 self._counted[index] = counted
         for index in [one for one in self._counted if one not in indexes][:-_MOST_GONE]:

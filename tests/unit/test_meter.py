@@ -97,6 +97,14 @@ def test_what_a_lost_device_counted_still_counts(monkeypatch: pytest.MonkeyPatch
     assert found == [Traffic(5, 6, 500, 600)] * 3 + [Traffic(6, 6, 600, 600)] * 2
 
 
+def test_all_devices_of_the_start_are_counted_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all that each has seen so far."""
+    with closing(Meter()) as meter:
+        monkeypatch.setattr(meter, "_ask", lambda index: Traffic(index, 0, 100, 0))
+
+        assert meter.traffic([1, 2, 3]) == Traffic(6, 0, 300, 0)
+
+
 def test_a_device_that_comes_back_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Back under its index it goes on from what it had counted, whoever was there meanwhile."""
     answers = {1: Traffic(5, 6, 500, 600), 2: Traffic(1, 0, 100, 0)}

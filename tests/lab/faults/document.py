@@ -24,7 +24,8 @@ short form (`tests/lab/faults/test_faults.py`). Ids are those of the fault list 
 
 After each fault the suite holds:
 
-- production's transfers arrived byte for byte, with at least 0.6 of their throughput without a fault;
+- production's transfers arrived byte for byte, with at least 0.6 of their throughput without a
+  fault, the median of all faults of a run: single ones share the machine with whatever else it does;
 - no packet of the stream itself is in the files, no datagram is there twice, and where nothing was counted as lost none
   is missing;
 - the ledger closes: captured = delivered + losses, and the files hold what was delivered, to the record;
