@@ -80,21 +80,27 @@ class Agent:
     def inherit(self, other: "Agent") -> None:
         """Add the books of an agent without runs."""
         self.totals = {key: count + other.totals[key] for key, count in self.totals.items()}
+        self._keep(other.reduced)
         self.unclean_ends = [*self.unclean_ends, *other.unclean_ends][-MOST_UNCLEAN_ENDS:]
-        self.reduced = [*self.reduced, *other.reduced][-MOST_INTERVALS:]
         self.unclean_end_count += other.unclean_end_count
         self.refused += other.refused
 
     def fold(self, run: Run) -> None:
         """Add an ended run to the sums."""
         self.totals = self.sums(run)
-        self.reduced = [*self.reduced, *run.fidelity.intervals][-MOST_INTERVALS:]
+        self._keep(run.fidelity.intervals)
         del self.runs[run.hello.run_id]
 
+    def _keep(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Of the intervals of reduced fidelity the latest; the others are counted."""
+        both = [*self.reduced, *rows]
+        self.totals["reduced_dropped"] += max(0, len(both) - MOST_INTERVALS)
+        self.reduced = both[-MOST_INTERVALS:]
+
     def intervals(self) -> list[dict[str, Any]]:
-        """The latest intervals of reduced fidelity, over all runs."""
+        """Of reduced fidelity, over all runs: the latest that ended, and those of live runs."""
         rows = [*self.reduced, *(row for run in self.runs.values() for row in run.fidelity.intervals)]
-        return sorted(rows, key=lambda row: row["from_ns"])[-MOST_INTERVALS:]
+        return sorted(rows, key=lambda row: row["from_ns"])
 
     def sums(self, *runs: Run) -> dict[str, int]:
         """The totals with these runs added."""
@@ -112,6 +118,8 @@ class Registry:
         self._sink, self._outlets = sink, outlets
         self._collector_id, self._version = collector_id, version
         self.agents: dict[str, Agent] = {}
+        self.unwritten: list[Run] = []
+        """Runs whose connection broke while what they had brought could not be written."""
 
     def open(self, hello: AgentHello) -> tuple[Run, CollectorHello]:
         """The run that a hello begins or resumes, and the answer to send. Raises ValueError for one agent too many."""
@@ -184,6 +192,12 @@ class Registry:
             self._end_unclean(agent, run, run.heir.hello.started_ns)
         else:
             log.warning("agent %s is gone without goodbye; its run may come back", run.hello.agent_id)
+            if run.track.output.blocked_by:
+                self.unwritten.append(run)
+
+    def retry(self, now: float) -> None:
+        """Write what no connection asks for any more, once the disk takes it."""
+        self.unwritten = [run for run in self.unwritten if _still_waits(run, now)]
 
     def close(self) -> None:
         """The collector stops: broken runs end unclean, the others just end here."""
@@ -217,3 +231,11 @@ class Registry:
             "blocked_by": self._sink.blocked_by(),
             "agents": agents,
         }
+
+
+def _still_waits(run: Run, now: float) -> bool:
+    try:
+        return bool(run.broken_ns) and not run.ended and not run.flush(now)
+    except GuestagentError as error:
+        log.error("agent %s: %s", run.hello.agent_id, error)
+        return False

@@ -163,6 +163,7 @@ class Server:
         """Send due ACKs and leases, retry blocked sinks, end silent connections."""
         for connection, lease in self._lessor.due(self.connections.values(), now):
             connection.send(self._loop, lease)
+        self._registry.retry(now)
         for connection in list(self.connections.values()):
             run = connection.run
             if len(connection.unsent) > MOST_UNSENT_BYTES:
@@ -194,7 +195,7 @@ class Server:
 
     def deadline(self, now: float) -> float:
         """When `tick` is due."""
-        due = now + 1.0
+        due = now + (RETRY_SECONDS if self._registry.unwritten else 1.0)
         for connection in self.connections.values():
             if connection.waits_for_sink:
                 due = min(due, now + RETRY_SECONDS)

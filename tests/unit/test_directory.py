@@ -9,7 +9,7 @@ from guestagent.collector.registry import Registry
 from guestagent.collector.sinks import pcapng, reader
 from guestagent.collector.sinks.directory import DirectorySink, Rotation, Share
 from guestagent.errors import ConfigError
-from tests.captures import OTHER_RUN, by_number, comments, numbers, open_run, packet
+from tests.captures import OTHER_RUN, by_number, comments, numbers, open_run, packet, small_disk
 from tests.fakes import RUN_ID, agent_hello, packets_frame, parsed
 
 
@@ -65,6 +65,35 @@ def test_old_files_make_room(tmp_path: Path) -> None:
     assert list(range(kept[0], 101)) == kept
     assert sum(path.stat().st_size for path in files[:-1]) <= 4000
     assert len(files) >= 2
+
+
+def test_runs_that_end_before_their_file_is_full_make_room_too(tmp_path: Path) -> None:
+    """An agent that starts again and again never changes a file; its oldest ones go all the same."""
+    rotation = Rotation(rotate_bytes=1_000_000, retain_bytes=4000)
+    for number in range(20):
+        registry, run = open_run(DirectorySink(tmp_path, rotation), run_id=f"{number:032x}")
+        run.frame(parsed(packets_frame(1, [packet(number, 1000)])), 0.0)
+        assert run.flush(0.0)
+        registry.said_goodbye(run, "the end")
+        registry.close()
+    kept = sorted(number for path in (tmp_path / "vm-1").glob("*.pcapng") for number in numbers(path))
+
+    assert kept == list(range(20 - len(kept), 20))
+    assert 2 <= len(kept) <= 5
+
+
+def test_less_to_keep_makes_room_at_once(tmp_path: Path) -> None:
+    """On a full disk no file is changed; so a smaller bound, read again, deletes without waiting for that."""
+    sink = DirectorySink(tmp_path, Rotation(rotate_bytes=1500))
+    registry, run = open_run(sink)
+    for sequence in range(1, 41):
+        run.frame(parsed(packets_frame(sequence, [packet(sequence)])), 0.0)
+        assert run.flush(0.0)
+    assert len(by_number(tmp_path / "vm-1")) > 2
+    with small_disk(0):
+        sink.renew(Rotation(rotate_bytes=1500, retain_bytes=1))
+        assert len(by_number(tmp_path / "vm-1")) == 1
+    registry.close()
 
 
 def test_the_file_being_written_is_never_deleted(tmp_path: Path) -> None:

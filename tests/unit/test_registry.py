@@ -8,6 +8,7 @@ from unittest import mock
 
 import pytest
 
+from guestagent.collector.fidelity import MOST_INTERVALS
 from guestagent.collector.registry import FORGET_NS, FORGOTTEN, MOST_AGENTS, Registry
 from guestagent.collector.run import Run
 from guestagent.collector.sinks import pcapng
@@ -139,3 +140,18 @@ def test_agents_that_are_long_gone_make_room(
     assert (2, 0, 1) == tuple(agents[FORGOTTEN][key] for key in ("written", "streaming", "unclean_end_count"))
     assert killed.ended
     registry.close()
+
+
+def test_intervals_of_reduced_fidelity_are_shown_or_counted(registry: Registry) -> None:
+    """Three runs of an agent that was reduced again and again: the latest are shown, and no other is forgotten."""
+    for number in range(3):
+        run = opened(registry, "vm-1", run_id=f"{number:032x}")
+        for at in range(MOST_INTERVALS * 3 // 4):
+            run.fidelity.reported({"limits": {"reduced": True, "since_ns": EPOCH_NS + number * 1000 + at}}, EPOCH_NS)
+            run.fidelity.reported({"limits": {}}, EPOCH_NS + 1_000_000)
+        registry.said_goodbye(run, "the end")
+    books = registry.report()["agents"]["vm-1"]
+
+    assert len(books["reduced"]) == MOST_INTERVALS
+    assert books["reduced"][-1]["from_ns"] == EPOCH_NS + 2000 + MOST_INTERVALS * 3 // 4 - 1
+    assert len(books["reduced"]) + books["reduced_dropped"] == 3 * (MOST_INTERVALS * 3 // 4)

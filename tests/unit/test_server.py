@@ -176,8 +176,9 @@ def test_a_full_disk_delays_and_loses_nothing(rig: Rig, tmp_path: Path) -> None:
     assert list(range(1, 50)) == written(tmp_path)
 
 
-def test_an_agent_that_dies_while_the_disk_is_full_costs_no_cpu(rig: Rig) -> None:
-    """A connection that was reset while the sink waits does not turn the loop over and over."""
+def test_an_agent_that_dies_while_the_disk_is_full_costs_no_cpu(rig: Rig, tmp_path: Path) -> None:
+    """A connection that was reset while the sink waits does not turn the loop over and over; and what it had brought is
+    written once there is room, whether or not it comes back."""
     peer = rig.peer(greeting() + packets_frame(1, [packet(1)]))
     peer.wait_for(Kind.ACK, 1)
     with small_disk(0):
@@ -191,6 +192,9 @@ def test_an_agent_that_dies_while_the_disk_is_full_costs_no_cpu(rig: Rig) -> Non
             rig.loop.run_once(0.1)
             turns += 1
         assert turns < 20
+        assert rig.registry.report()["blocked_by"]
+    rig.until(lambda: not rig.registry.report()["blocked_by"])
+    assert written(tmp_path) == [1, 2], "nobody came back for it"
     again = rig.peer(greeting())
     assert 2 == again.wait_for(Kind.HELLO)["held_sequence"]
 

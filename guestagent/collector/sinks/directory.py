@@ -103,6 +103,7 @@ class DirectorySink:
         track = _FileTrack(hello, pages, path, found, wire_size=self._wire_size)
         self._left.pop(run_id, None)  # not before: where a file could not be opened, the agent comes back for it
         self._tracks = [one for one in self._tracks if not one.closed] + [track]
+        pages.enforce_retention()  # runs that end before their file is full change none
         return track, resume_of(found.runs[run_id] if found else None)
 
     def _written(self) -> set[Path | None]:
@@ -224,8 +225,9 @@ class _FileTrack(Track):
         return self._pages.current
 
     def renew(self, rotation: Rotation) -> None:
-        """Other bounds from now on."""
+        """Other bounds from now on; a smaller one makes room on a full disk."""
         self._pages.rotation = rotation
+        self._pages.enforce_retention()
 
     def _begin(self, hello: AgentHello) -> Output:
         output = self._pages.next()

@@ -26,6 +26,8 @@ class Output:
         """Bytes of the file, those that wait included."""
         self.blocked_by = ""
         """Why the last flush could not write, empty where it could."""
+        self._lost = ""
+        """Why some of what was written may be lost: the kernel tells each failure of fdatasync(2) once."""
 
     def write(self, data: bytes) -> None:
         """Queue whole blocks."""
@@ -37,6 +39,8 @@ class Output:
 
         Raises RunError where the output is broken for good.
         """
+        if self._lost:
+            raise RunError(self._lost)
         while self._pending:
             batch = self._pending[:_MOST_VECTORS]
             try:
@@ -52,7 +56,8 @@ class Output:
             try:
                 os.fdatasync(self._descriptor)
             except OSError as error:
-                raise RunError(f"the capture can't be written: {error.strerror}; it ends here") from error
+                self._lost = f"the capture can't be written: {error.strerror}; it ends here"
+                raise RunError(self._lost) from error
         return True
 
     def _forget(self, count: int) -> None:
