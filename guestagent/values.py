@@ -155,7 +155,7 @@ def keys(value: Any, where: str) -> dict[str, int]:
             raise ConfigError(f'{where}: {name!r} must be an interface, "in" or "out", or both as in "eth0 out"')
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 1 << 32:
             raise ConfigError(f"{where}.{name}: {number!r} must be a whole number from 0 to 4294967295")
-    return dict(value)
+    return {" ".join(name.split()): number for name, number in value.items()}
 
 
 def tags(value: Any, where: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ class FakeSender:
     def __init__(self, room_bytes: int, script: Sequence[tuple[int, int]] = ()) -> None:
         self.room_bytes, self.script, self.lanes, self.outer_bytes = room_bytes, list(script), 64, 42
         self.calls, self.mtu_changes, self.segmentation = 0, 0, "on"
+        self.is_astray = False
         self.faults: Counter[str] = Counter()
         self.sent: list[bytes] = []
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from guestagent import netlink
 from guestagent.errors import AbsentError, HostError
-from guestagent.model import Interface
+from guestagent.model import MOST_ADDRESSES, Interface
 
 ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772
 _ETHERNET_FRAMED = {ARPHRD_ETHER, ARPHRD_LOOPBACK}
@@ -171,12 +171,12 @@ def select(patterns: Sequence[str]) -> list[Link]:
 
 
 def local_addresses() -> dict[str, tuple[str, ...]]:
-    """The IP addresses of every device, by its name."""
+    """The IP addresses of every device, by its name; the first MOST_ADDRESSES."""
     import psutil
 
     wanted = (socket.AF_INET, socket.AF_INET6)
     return {
-        name: tuple(address.address for address in found if address.family in wanted)
+        name: tuple(address.address for address in found if address.family in wanted)[:MOST_ADDRESSES]
         for name, found in psutil.net_if_addrs().items()
     }
 

@@ -76,12 +76,13 @@ class Rota:
         return self.at == 0
 
     def broke(self, now: float) -> None:
-        """The one that served is gone, too soon perhaps."""
-        if self.at == 0:
+        """The one that served, or was to serve, is gone, too soon perhaps."""
+        if self.at == 0 and self._returned_at > -inf:
             lasted = now - self._returned_at >= LASTING_SECONDS
             self._return_seconds = (
                 FIRST_RETURN_SECONDS if lasted else min(self._return_seconds * 2, MOST_RETURN_SECONDS)
             )
+            self._returned_at = -inf  # one return, one verdict
 
     def serves(self, now: float) -> None:
         """The collector at turn answered."""

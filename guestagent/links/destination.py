@@ -99,6 +99,8 @@ class Destination:
         if self.way is None:
             return
         self.way.sender.check()
+        if self.way.sender.is_astray:
+            self._open()
         self.way.follow_path()
         if self.endpoint.check:
             self._ask_companion(now)
@@ -111,7 +113,8 @@ class Destination:
     def _open(self) -> None:
         """Go where the name leads now, unless copies go there already."""
         address = self._next_address()
-        if address is None or address == self._address:
+        is_astray = self.way is not None and self.way.sender.is_astray
+        if address is None or (address == self._address and not is_astray):
             return
         tunnel = TUNNELS[self.endpoint.scheme]
         try:
@@ -132,7 +135,7 @@ class Destination:
         if self.way is None:
             self.way, self.trouble = Way(tunnel, sender, self._policy), ""
         else:
-            log.warning("%s is at %s now, copies go there", self.name, address[1][0])
+            log.warning("%s is at %s now, seen from %s, copies go there", self.name, address[1][0], sender.source)
             self.way.move(sender)
             self.is_gone, self.is_unreachable, self.trouble = False, False, ""
         self._readmit(self._exclusions)

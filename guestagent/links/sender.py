@@ -91,6 +91,8 @@ class Sender:
         self.faults: Counter[str] = Counter()
         """What the network or the kernel said of datagrams, by the name of the error."""
         self.mtu_changes = 0
+        self.is_astray = False
+        """Do packets to the address leave from another one of ours by now? The sockets keep theirs, gone or not."""
         self.segmentation = "on" if segmented else "off: only UDP has it"
         """Does the kernel cut UDP_SEGMENT messages, and if not, why."""
         self.calls = 0
@@ -104,6 +106,11 @@ class Sender:
         for one in sockets:
             _never_fragment(one)
             self._errors.register(one.fileno(), 0)  # errors alone
+
+    @property
+    def source(self) -> str:
+        """Our own address on the way, once connected."""
+        return str(self._sockets[0].getsockname()[0])
 
     def inherit(self, before: "Sender") -> None:
         """Count on from the sender that this one replaces."""
@@ -120,7 +127,8 @@ class Sender:
 
         EMSGSIZE: the path has become narrower, `room_bytes` says how much. Those of WAITING: try again soon.
         """
-        found = messages(sizes, self._most_segments)
+        segments = self._most_segments
+        found = messages(sizes, segments)
         done = failures = 0
         while done < len(found):
             part = found[done : done + MOST_MESSAGES]
@@ -130,10 +138,12 @@ class Sender:
                 failures = 0
                 continue
             failures += 1
+            rest = found[done].start
             if self._is_final(lane, number, part[0], failures):
-                return found[done].start, number
-            if number in (errno.EIO, errno.EINVAL):
-                rest = found[done].start
+                # Kernels before 6.14 say EINVAL of a message whose segments have become too long.
+                is_narrower = number not in WAITING and part[0].size > self.room_bytes
+                return rest, errno.EMSGSIZE if is_narrower else number
+            if self._most_segments < segments:
                 taken, number = self.send(lane, datagrams[rest:], sizes[rest:])
                 return rest + taken, number
         return len(datagrams), 0
@@ -193,7 +203,9 @@ class Sender:
             self._probe.connect((host, port or _DISCARD_PORT, *scope))
             mtu = self._probe.getsockopt(*option)
         except OSError:  # no route at this moment; the way that was is the best guess
+            self.is_astray = False
             return
+        self.is_astray = self._probe.getsockname()[0] != self.source
         room = min(MOST_PAYLOAD_BYTES, mtu - IP_BYTES[family] - self._header_bytes)
         self.mtu_changes += self.room_bytes not in (0, room)
         self.room_bytes = room

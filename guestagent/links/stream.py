@@ -259,9 +259,9 @@ class StreamLink:
         self._drop_watch()
         self._channel = None
         self._segment_bytes = SMALL_SEGMENT_BYTES if channel.is_swallowed and not self._segment_bytes else 0
+        self._rota.broke(self._loop.now())
         if channel.phase is Phase.STREAMING:
             self.state.reconnects += 1
-            self._rota.broke(self._loop.now())
             self._backoff.served(progressed=channel.acked_sequence > self._reached)
             self._reached = channel.acked_sequence
         self._failed(reason)

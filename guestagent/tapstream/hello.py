@@ -7,13 +7,12 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from guestagent.model import LINK_TYPE_ETHERNET, MOST_INTERFACES, Interface
+from guestagent.model import LINK_TYPE_ETHERNET, MOST_ADDRESSES, MOST_INTERFACES, Interface
 from guestagent.tapstream.frames import ProtocolError, printable
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _MAC = re.compile(r"(?:[0-9a-f]{2}(?::[0-9a-f]{2}){5})?")
-MOST_ADDRESSES = 64
 MOST_TAGS = 16
 MOST_TAG_CHARACTERS = 64
 MOST_COLLECTORS = 16

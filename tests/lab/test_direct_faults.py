@@ -119,16 +119,17 @@ def test_a_host_that_does_not_answer(rig: Rig, pair: tuple[Host, Host]) -> None:
     assert grown < 70_000_000  # the ring, as it is touched, and a little
 
 
-def test_a_route_that_goes_and_comes(rig: Rig, routed: tuple[Host, Host, Host, Host]) -> None:
+@pytest.mark.parametrize("loss", ["del", "replace blackhole"])
+def test_a_route_that_goes_and_comes(rig: Rig, routed: tuple[Host, Host, Host, Host], loss: str) -> None:
     """Without a route copies are lost by that name; with it they flow again, without a restart."""
     vm, _, _, sensor = routed
     sink = sensor.start(udp_sink, 4789, None, 30.0)
     sensor.wait_for_port(4789)
     agent = rig.agent(vm, to="vxlan://10.7.0.1?vni=7")
-    vm.run(["ip", "route", "del", "10.7.0.0/24"])
+    vm.run(["ip", "route", *loss.split(), "10.7.0.0/24"])
     vm.call(udp_send, "10.9.0.1", 9000, 200, 400, 200)
-    wait_for(lambda: "unreachable" in trouble(agent), "the route to be missed", 5.0)
-    vm.run(["ip", "route", "add", "10.7.0.0/24", "via", "10.8.0.2"])
+    wait_for(lambda: trouble(agent), "the route to be missed", 5.0)
+    vm.run(["ip", "route", "replace", "10.7.0.0/24", "via", "10.8.0.2"])
     wait_for(lambda: destinations(agent)[0]["well"], "the route to be back")
     vm.call(udp_send, "10.9.0.1", 9000, 500, 2000, 200)
     report = agent.stop()
@@ -137,7 +138,29 @@ def test_a_route_that_goes_and_comes(rig: Rig, routed: tuple[Host, Host, Host, H
     assert 0 < report["lost_on_link"] < report["captured"]
     assert report["delivered"] >= 500
     assert report["captured"] == report["delivered"] + report["lost_on_link"]
-    assert report["link"]["destinations"][0]["lost_frames"]["network_is_unreachable"] > 0
+    reason = {"del": "network_is_unreachable", "replace blackhole": "invalid_argument"}[loss]
+    assert report["link"]["destinations"][0]["lost_frames"][reason] > 0
+
+
+def test_our_own_address_that_changes(rig: Rig, routed: tuple[Host, Host, Host, Host]) -> None:
+    """The address from which copies leave is taken away for another: they go on from that, without a restart."""
+    vm, _, _, sensor = routed
+    sink = sensor.start(udp_sink, 4789, None, 30.0)
+    sensor.wait_for_port(4789)
+    agent = rig.agent(vm, to="vxlan://10.7.0.1?vni=7")
+    vm.call(udp_send, "10.9.0.1", 9000, 200, 400, 200)
+    for words in (["del", "10.8.0.1/24"], ["add", "10.8.0.7/24"]):
+        vm.run(["ip", "address", *words, "dev", "eth1"])
+    vm.run(["ip", "route", "replace", "10.7.0.0/24", "via", "10.8.0.2"])
+    wait_for(lambda: "seen from 10.8.0.7" in agent.log_text(), "the new address", 5.0)
+    wait_for(lambda: destinations(agent)[0]["well"], "the way to be well")
+    before = agent.status()["delivered"]
+    vm.call(udp_send, "10.9.0.1", 9000, 500, 2000, 200)
+    report = agent.stop()
+    sink.terminate()
+
+    assert report["delivered"] - before >= 500
+    assert report["captured"] == report["delivered"] + report["lost_on_link"]
 
 
 def test_a_companion_port_tells(rig: Rig, pair: tuple[Host, Host]) -> None:

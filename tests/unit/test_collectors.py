@@ -49,6 +49,17 @@ def test_returns_that_do_not_last_come_ever_later() -> None:
     assert rota.look_at == now + FIRST_RETURN_SECONDS
 
 
+def test_one_return_is_judged_once() -> None:
+    """Who is returned to, and refuses again and again before another one serves, doubles the wait once."""
+    rota = Rota(2)
+    rota.returned(0, 100.0)
+    for at in range(3):
+        rota.broke(101.0 + at)
+    rota.failed(1)
+    rota.serves(104.0)
+    assert rota.look_at == 104.0 + 2 * FIRST_RETURN_SECONDS
+
+
 def test_on_the_way_back_nobody_is_watched() -> None:
     """A machine that stood still while it returned looks for no better one than the best: there is none to ask."""
     rota = Rota(2)

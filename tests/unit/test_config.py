@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guestagent import values
 from guestagent.config import (
     CollectConfig,
     Endpoint,
@@ -246,3 +247,8 @@ def test_bad_tags_are_named(tmp_path: Path, text: str) -> None:
     path.write_text(f'to = "tcp://10.0.0.9"\n{text}\n')
     with pytest.raises(ConfigError, match="tags"):
         load_run(str(path), {})
+
+
+def test_keys_are_found_however_they_are_spaced() -> None:
+    """What is accepted is what is looked for."""
+    assert values.keys({" eth0": 1, "eth0  out": 2, "in": 3}, "keys") == {"eth0": 1, "eth0 out": 2, "in": 3}

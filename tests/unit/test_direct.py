@@ -18,7 +18,7 @@ from guestagent.links import datagram
 from guestagent.links.batch import Batch
 from guestagent.links.datagram import open_datagrams
 from guestagent.links.direct import DirectLink
-from guestagent.links.sender import MOST_PAYLOAD_BYTES, MOST_SEGMENTS, messages
+from guestagent.links.sender import MOST_PAYLOAD_BYTES, MOST_SEGMENTS, TRIES, messages
 from guestagent.loop import Loop
 from guestagent.model import Interface
 from guestagent.tapstream import frames as tapstream
@@ -87,6 +87,22 @@ def test_a_taken_port_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert block_of_second.local_port == block.last_local_port + 1
     expected = {lane: block_of_second.local_port + lane for lane in range(64)} | {5: other.local_port}
     assert ports == expected
+
+
+@pytest.mark.parametrize("room", [1472, 1000], ids=["blackhole", "narrower"])
+def test_a_kernel_that_refuses_all_is_asked_a_few_times(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    """EINVAL is what a blackhole route says, and kernels before 6.14 of segments too long for a path that changed."""
+    asked = []
+    monkeypatch.setattr(Batch, "send", lambda *arguments: asked.append(arguments) or (0, errno.EINVAL))
+    with receiver() as sensor:
+        sender = open_datagrams(socket.AF_INET, sensor.getsockname())
+        sender.connect()
+        monkeypatch.setattr(sender, "_learn_room", lambda: setattr(sender, "room_bytes", room))
+        answer = sender.send(0, [(b"x" * 1200,)] * 5, [1200] * 5)
+        sender.close()
+
+    assert answer == (0, errno.EINVAL if room > 1200 else errno.EMSGSIZE)
+    assert len(asked) <= 2 * TRIES
 
 
 class Owner:

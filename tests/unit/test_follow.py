@@ -1,13 +1,18 @@
 """The devices of a host are looked at where one changed."""
 
+import json
+import socket
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from guestagent.capture.interfaces import Link
+from guestagent.capture.interfaces import Link, describe
 from guestagent.follow import Follower
+from guestagent.model import MOST_ADDRESSES
+from guestagent.tapstream.hello import decode_interface, encode_interface
 from tests.fakes import FakeSource
 from tests.replicas import desk_of
 
@@ -100,3 +105,13 @@ def test_a_device_stacked_on_a_lost_one_does_not_take_its_place(host: Host, foll
     host.devices["ens5"] = replace(ETH0, name="ens5", index=9)
     follower.look()
     assert (source.index, source.interface.name) == (9, "ens5")
+
+
+def test_no_more_addresses_are_told_than_a_collector_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load balancer with hundreds of them is taken, by the hello and by each INFO."""
+    many = [SimpleNamespace(family=socket.AF_INET, address=f"10.0.{at // 250}.{at % 250}") for at in range(300)]
+    monkeypatch.setattr("psutil.net_if_addrs", lambda: {"eth0": many})
+    facts = describe(ETH0, 0)
+
+    assert facts.addresses == tuple(one.address for one in many[:MOST_ADDRESSES])
+    assert decode_interface(json.loads(json.dumps(encode_interface(facts)["interface"]))) == facts

@@ -1,15 +1,17 @@
 """The stream link: bytes go out once and whole over sockets that take little at a time, break and come back."""
 
 import os
+import select
 import socket
 import threading
 import time
 
 from guestagent.links import channel
+from guestagent.links.collectors import FIRST_RETURN_SECONDS
 from guestagent.links.pulse import PING_SECONDS
 from guestagent.loop import READABLE
 from guestagent.tapstream import frames
-from guestagent.tapstream.frames import Kind
+from guestagent.tapstream.frames import PREFACE, Kind
 from guestagent.tapstream.hello import decode_agent_hello
 from tests.captures import packet
 from tests.fakes import PATIENCE_SECONDS, packets_frame
@@ -31,6 +33,18 @@ def test_a_link_comes_up(bench: Bench) -> None:
     assert bench.owner.hello() == hello
     assert [None] == [answer.held_sequence for answer in bench.owner.answers]
     assert [(True, f"connected to collector collector-1 at 127.0.0.1:{bench.collector.port}")] == bench.owner.changes
+
+
+def test_a_return_that_is_refused_at_the_hello_did_not_last(bench: Bench) -> None:
+    """A collector that answers pings and takes no hello would else be returned to every five seconds, for ever."""
+    bench.link._rota.returned(0, bench.loop.now())
+    bench.until(lambda: bool(select.select([bench.collector.listener], [], [], 0)[0]))
+    bench.collector.accept()
+    bench.until(lambda: bench.collector.hear() or bench.collector.heard)
+    bench.collector.say(PREFACE + frames.encode_json(Kind.BYE, {"reason": "not on the list"}))
+    bench.until(lambda: bench.owner.changes)
+
+    assert bench.link._rota._return_seconds == 2 * FIRST_RETURN_SECONDS
 
 
 def test_frames_go_and_acks_come(bench: Bench) -> None:
