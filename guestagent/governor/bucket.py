@@ -3,7 +3,8 @@
 A bucket that holds at most 40 ms of its cap lets out, in any stretch of t seconds, at most cap x (t + 0.04): 1.04 caps
 in a second. Forty is also enough: the agent may oversleep by 30 ms beyond the 10 that it waits for before a token is
 lost, and it rests 20 ms while a cap holds something back. Nothing is spent ahead: a frame larger than what is there
-leaves in pieces.
+leaves in pieces. A cap of less than a packet in 40 ms (300 kbit/s) lets out whole packets all the same: with 80 bytes
+each 10 ms, `--rate 64kbit` was spent on headers, and `--packets 10` left as 100 packets a second.
 """
 
 from math import inf, isinf
@@ -11,20 +12,21 @@ from math import inf, isinf
 DEPTH_SECONDS = 0.04
 ENOUGH_SECONDS = 0.01
 """Tokens of this time are worth waking up for; less would mean many small writes."""
+PACKET_BYTES = 1514
+"""A full one on Ethernet."""
 
 
 class TokenBucket:
-    """Spends what a rate brings in, and saves at most DEPTH_SECONDS of it."""
+    """Spends what a rate brings in, and saves at most DEPTH_SECONDS of it, or the least that is worth leaving."""
 
-    __slots__ = ("_at", "_depth", "_level", "_rate")
+    __slots__ = ("_at", "_depth", "_least", "_level", "_rate")
 
-    def __init__(self, rate: float = inf, now: float = 0.0) -> None:
-        self._rate, self._at = rate, now
+    def __init__(self, rate: float = inf, now: float = 0.0, least: float = 1.0) -> None:
+        self._rate, self._at, self._least = rate, now, least
         self._depth = self._level = self._depth_of(rate)
 
-    @staticmethod
-    def _depth_of(rate: float) -> float:
-        return max(1.0, rate * DEPTH_SECONDS)  # one packet at least, or a cap of 10 packets/s would let none out
+    def _depth_of(self, rate: float) -> float:
+        return max(self._least, rate * DEPTH_SECONDS)
 
     @property
     def rate(self) -> float:
@@ -50,9 +52,11 @@ class TokenBucket:
         self._at = max(self._at, now)
 
     def available(self, now: float) -> float:
-        """How much may leave at this moment; infinite without a cap."""
+        """How much may leave at this moment, 0 where that is less than the least; infinite without a cap."""
         self._fill(now)
-        return self._level if isinf(self._level) else float(max(0, int(self._level)))
+        if isinf(self._level):
+            return self._level
+        return float(int(self._level)) if self._level >= self._least else 0.0
 
     def spend(self, amount: float) -> None:
         """Take what has left. More than was available (a frame header) is a debt, paid first."""
@@ -61,7 +65,7 @@ class TokenBucket:
     def ready_at(self, now: float, amount: float) -> float:
         """When `amount`, or what is worth a turn if that is less, will be available."""
         self._fill(now)
-        missing = min(amount, max(1.0, self._rate * ENOUGH_SECONDS)) - self._level
+        missing = max(self._least, min(amount, self._rate * ENOUGH_SECONDS)) - self._level
         return now + missing / self._rate if missing > 0 else now
 
 
@@ -71,7 +75,7 @@ class Gate:
     __slots__ = ("bytes", "packets")
 
     def __init__(self, now: float) -> None:
-        self.bytes = TokenBucket(inf, now)
+        self.bytes = TokenBucket(inf, now, PACKET_BYTES)
         self.packets = TokenBucket(inf, now)
 
     def set_caps(self, now: float, byte_cap: float, packet_cap: float) -> None:

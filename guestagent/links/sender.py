@@ -92,7 +92,7 @@ class Sender:
         """What the network or the kernel said of datagrams, by the name of the error."""
         self.mtu_changes = 0
         self.is_astray = False
-        """Do packets to the address leave from another one of ours by now? The sockets keep theirs, gone or not."""
+        """Is our own address gone from which the sockets send? They keep it, and nothing leaves any more."""
         self.segmentation = "on" if segmented else "off: only UDP has it"
         """Does the kernel cut UDP_SEGMENT messages, and if not, why."""
         self.calls = 0
@@ -205,10 +205,25 @@ class Sender:
         except OSError:  # no route at this moment; the way that was is the best guess
             self.is_astray = False
             return
-        self.is_astray = self._probe.getsockname()[0] != self.source
+        # Several ways may lead there, with a source each, as long as these are ours.
+        self.is_astray = self._probe.getsockname()[0] != self.source and not self._is_ours()
         room = min(MOST_PAYLOAD_BYTES, mtu - IP_BYTES[family] - self._header_bytes)
         self.mtu_changes += self.room_bytes not in (0, room)
         self.room_bytes = room
+
+    def _is_ours(self) -> bool:
+        """Does this host still have the address that the sockets send from?"""
+        host, _, *scope = self._sockets[0].getsockname()
+        try:
+            one = socket.socket(self._probe.family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        except OSError:  # no descriptor is free
+            return True
+        with one:
+            try:
+                one.bind((host, 0, *scope))
+            except OSError:
+                return False
+        return True
 
     def close(self) -> None:
         """Give all descriptors back."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestagent.governor.bucket import DEPTH_SECONDS, Gate, TokenBucket
+from guestagent.governor.bucket import DEPTH_SECONDS, PACKET_BYTES, Gate, TokenBucket
 
 RATES = st.floats(min_value=1e3, max_value=1e10)
 GAPS = st.lists(st.floats(min_value=0, max_value=0.3), min_size=1, max_size=200)
@@ -119,3 +119,21 @@ def test_the_gate_opens_when_both_are_ready() -> None:
     gate.set_caps(1.0, inf, inf)
     assert gate.room(1.0) == (inf, inf)
     assert gate.ready_at(1.0, 1e9, 1e9) == 1.0
+
+
+@pytest.mark.parametrize("rate", [64e3 / 8, 150e3 / 8, 1e6 / 8, 20e6 / 8, 10 * 1400.0, 50 * 1400.0])
+def test_a_small_cap_lets_out_whole_packets(rate: float) -> None:
+    """Each write of a stream has a packet's worth at least, and a second has at most one packet too much."""
+    gate, now, sent = Gate(0.0), 0.0, []
+    gate.set_caps(now, rate, inf)
+    while now < 10:
+        room, _ = gate.room(now)
+        if room:
+            sent.append((now, room))
+            gate.spend(room)
+        now = max(gate.ready_at(now, 65536, 65536), now + 1e-4)
+
+    assert min(room for _, room in sent) >= PACKET_BYTES
+    assert sum(room for _, room in sent) >= 0.9 * rate * 10
+    assert most_in_a_second(sent) <= max(1.05 * rate, rate + PACKET_BYTES)
+    assert len(sent) <= 10 * max(100, rate / PACKET_BYTES) + 1
