@@ -74,11 +74,12 @@ def markdown(windows: Sequence[Window], command: str) -> str:
     return (
         "# The CPU budget in every window\n\n"
         f"`{command}` on {time.strftime('%Y-%m-%d', time.gmtime())}: {machine()}; one core is the VM's, peer, switch "
-        f"and collector have the rest. `{BUDGET}`, windows of {WINDOW_SECONDS:g} s, one after the other, the first "
+        f"and collector have the rest. `{BUDGET}`, windows of {WINDOW_SECONDS:g} s, a moment apart, the first "
         f"{WARM_SECONDS:g} s after a load's start left out. Percent of the VM. *Own* is the process, by its clock in "
         "the kernel; what the NIC receives while it runs is counted there, too. *Capture* is what senders and "
         f"receivers pay for their copies: perf looks at the VM's core {LOOKS_PER_SECOND:,} times a second, and counts "
-        f"the stacks with the packet socket's functions on them. Promised is {LIMIT_PERCENT:g} in every window.\n\n"
+        "the stacks with the packet socket's functions on them. What the kernel sends by its timers, and "
+        f"acknowledgements of it, are in neither. Promised is {LIMIT_PERCENT:g} in every window.\n\n"
         + rows(["load", "windows", "own", "capture", "both, median", "both, worst", f"> {LIMIT_PERCENT:g}"], body)
         + f"\n\n{len(windows)} windows, {over} of them above the promise.\n"
     )
