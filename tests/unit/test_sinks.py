@@ -1,6 +1,7 @@
 """What `--write` names: one file, one stream; and the statistics with which each run ends."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from guestagent.collector.sinks import pcapng, reader
 from guestagent.collector.sinks.directory import Rotation
 from guestagent.collector.sinks.shared import open_sink, single_file, standard_output
 from guestagent.collector.sinks.track import Track
-from guestagent.errors import ConfigError
+from guestagent.errors import ConfigError, RunError
 from tests.captures import OTHER_RUN, packet
 from tests.fakes import EPOCH_NS, agent_hello, interface, packets_frame, parsed
 
@@ -84,3 +85,26 @@ def test_gaps_are_told_in_utc(seconds: int, text: str) -> None:
     from guestagent.collector.run import utc
 
     assert text == utc(seconds)
+
+
+def test_runs_without_end_fill_no_memory_while_nobody_reads() -> None:
+    """Each hello describes its interfaces and each run its end; behind a full pipe there is a bound to that."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(write_end, bytes(4096))
+    registry = Registry(standard_output(write_end), "collector-1", "0.1")
+    facts = tuple(interface(at) for at in range(64))
+
+    def take(number: int) -> None:
+        run, _ = registry.open(agent_hello(f"{number:032x}", interfaces=facts))
+        assert not run.flush(0.0)
+        registry.broke(run)
+
+    for number in range(100):
+        take(number)
+    with pytest.raises(RunError, match="no further run is taken"):
+        list(map(take, range(100, 5000)))
+    os.close(read_end)
+    os.close(write_end)

@@ -29,6 +29,11 @@ class Output:
         self._lost = ""
         """Why some of what was written may be lost: the kernel tells each failure of fdatasync(2) once."""
 
+    @property
+    def waiting_bytes(self) -> int:
+        """What `flush` has not got out."""
+        return sum(map(len, self._pending))
+
     def write(self, data: bytes) -> None:
         """Queue whole blocks."""
         self._pending.append(data)

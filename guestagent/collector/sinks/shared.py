@@ -9,8 +9,11 @@ from guestagent.collector.sinks.directory import ALL, DirectorySink, Rotation, S
 from guestagent.collector.sinks.nothing import NothingSink
 from guestagent.collector.sinks.output import Output, lock, make_directory, open_file
 from guestagent.collector.sinks.track import Described, Resume, Track, recover_file, resume_of, section_of
-from guestagent.errors import ConfigError
+from guestagent.errors import ConfigError, RunError
 from guestagent.tapstream.hello import AgentHello
+
+MOST_WAITING_BYTES = 16_000_000
+"""While a disk is full or a reader away: who greets again and again with another run adds what describes it."""
 
 
 class SharedSink:
@@ -28,7 +31,9 @@ class SharedSink:
             output.write(section_of("the agents are named with their interfaces"))
 
     def open_run(self, hello: AgentHello) -> tuple[Track, Resume | None]:
-        """A track for a run, and how far it came in an earlier process."""
+        """A track for a run, and how far it came in an earlier process. Raises RunError where too much waits."""
+        if self._output.waiting_bytes > MOST_WAITING_BYTES:
+            raise RunError(f"nothing can be written ({self._output.blocked_by}), so no further run is taken")
         place = self._runs.pop(bytes.fromhex(hello.run_id), None)
         track = Track(hello, self._output, self._described, place, wire_size=self._wire_size)
         return track, resume_of(place)
