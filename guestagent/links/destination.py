@@ -99,8 +99,6 @@ class Destination:
         if self.way is None:
             return
         self.way.sender.check()
-        if self.way.sender.is_astray:
-            self._open()
         self.way.follow_path()
         if self.endpoint.check:
             self._ask_companion(now)
@@ -113,8 +111,7 @@ class Destination:
     def _open(self) -> None:
         """Go where the name leads now, unless copies go there already."""
         address = self._next_address()
-        is_astray = self.way is not None and self.way.sender.is_astray
-        if address is None or (address == self._address and not is_astray):
+        if address is None or (address == self._address and not self._is_astray()):
             return
         tunnel = TUNNELS[self.endpoint.scheme]
         try:
@@ -141,6 +138,9 @@ class Destination:
         self._readmit(self._exclusions)
         self._address, self._exclusions = address, exclusions
         self._drop_check()
+
+    def _is_astray(self) -> bool:
+        return self.way is not None and self.way.sender.is_astray
 
     def _exclusions_of(self, sender: Sender) -> tuple[Exclusion, ...]:
         if not self.endpoint.check:

@@ -26,6 +26,8 @@ TRIES = 3
 """Of one call: an error of the past fails it, and another may have come in between."""
 WAITING = (errno.EAGAIN, errno.ENOBUFS)
 """The socket's or the device's queue is full: the ring is the buffer, so this is waited for."""
+_AMBIGUOUS = (errno.EIO, errno.EINVAL)
+"""No checksum offload on the way out or an older kernel, as long as segments are asked for; else a fault."""
 
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DO, _IP_RECVERR, _IP_MTU = 10, 2, 11, 14
 """linux/in.h."""
@@ -91,8 +93,6 @@ class Sender:
         self.faults: Counter[str] = Counter()
         """What the network or the kernel said of datagrams, by the name of the error."""
         self.mtu_changes = 0
-        self.is_astray = False
-        """Is our own address gone from which the sockets send? They keep it, and nothing leaves any more."""
         self.segmentation = "on" if segmented else "off: only UDP has it"
         """Does the kernel cut UDP_SEGMENT messages, and if not, why."""
         self.calls = 0
@@ -140,9 +140,12 @@ class Sender:
             failures += 1
             rest = found[done].start
             if self._is_final(lane, number, part[0], failures):
-                # Kernels before 6.14 say EINVAL of a message whose segments have become too long.
-                is_narrower = number not in WAITING and part[0].size > self.room_bytes
-                return rest, errno.EMSGSIZE if is_narrower else number
+                if number in _AMBIGUOUS:
+                    # Kernels before 6.14 say so of segments that have become too long, others of a blackhole route.
+                    is_narrower = part[0].size > self.room_bytes
+                    self.faults[reason(number)] += not is_narrower
+                    number = errno.EMSGSIZE if is_narrower else number
+                return rest, number
             if self._most_segments < segments:
                 taken, number = self.send(lane, datagrams[rest:], sizes[rest:])
                 return rest + taken, number
@@ -161,9 +164,9 @@ class Sender:
         if number in WAITING:
             return True
         if not self._drain(lane):
-            self.faults[reason(number)] += number not in (errno.EMSGSIZE, errno.EIO, errno.EINVAL)
+            self.faults[reason(number)] += number not in (errno.EMSGSIZE, *_AMBIGUOUS)
         self._learn_room()
-        if number in (errno.EIO, errno.EINVAL) and first.size <= self.room_bytes and self._most_segments > 1:
+        if number in _AMBIGUOUS and first.size <= self.room_bytes and self._most_segments > 1:
             # No checksum offload on the way out, or an older kernel: the same datagrams go one by one from now on.
             self._most_segments = 1
             self._batch = Batch(segmented=False)
@@ -203,27 +206,21 @@ class Sender:
             self._probe.connect((host, port or _DISCARD_PORT, *scope))
             mtu = self._probe.getsockopt(*option)
         except OSError:  # no route at this moment; the way that was is the best guess
-            self.is_astray = False
             return
-        # Several ways may lead there, with a source each, as long as these are ours.
-        self.is_astray = self._probe.getsockname()[0] != self.source and not self._is_ours()
         room = min(MOST_PAYLOAD_BYTES, mtu - IP_BYTES[family] - self._header_bytes)
         self.mtu_changes += self.room_bytes not in (0, room)
         self.room_bytes = room
 
-    def _is_ours(self) -> bool:
-        """Does this host still have the address that the sockets send from?"""
+    @property
+    def is_astray(self) -> bool:
+        """Is the address gone from which the sockets send? They keep it, and nothing leaves any more."""
         host, _, *scope = self._sockets[0].getsockname()
         try:
-            one = socket.socket(self._probe.family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        except OSError:  # no descriptor is free
-            return True
-        with one:
-            try:
+            with socket.socket(self._probe.family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as one:
                 one.bind((host, 0, *scope))
-            except OSError:
-                return False
-        return True
+        except OSError as error:
+            return error.errno == errno.EADDRNOTAVAIL
+        return False
 
     def close(self) -> None:
         """Give all descriptors back."""

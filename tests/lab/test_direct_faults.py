@@ -152,7 +152,8 @@ def test_our_own_address_that_changes(rig: Rig, routed: tuple[Host, Host, Host, 
     for words in (["del", "10.8.0.1/24"], ["add", "10.8.0.7/24"]):
         vm.run(["ip", "address", *words, "dev", "eth1"])
     vm.run(["ip", "route", "replace", "10.7.0.0/24", "via", "10.8.0.2"])
-    wait_for(lambda: "seen from 10.8.0.7" in agent.log_text(), "the new address", 5.0)
+    vm.call(udp_send, "10.9.0.1", 9000, 200, 400, 200)
+    wait_for(lambda: "seen from 10.8.0.7" in agent.log_text(), "the new address", 10.0)
     wait_for(lambda: destinations(agent)[0]["well"], "the way to be well")
     before = agent.status()["delivered"]
     vm.call(udp_send, "10.9.0.1", 9000, 500, 2000, 200)
