@@ -14,7 +14,7 @@ from guestagent.capture.engine import Capture
 from guestagent.capture.tap import Loan, Tap
 from guestagent.errors import ConfigError
 from guestagent.governor.bucket import Gate
-from guestagent.model import Exclusion, Interface, Selection
+from guestagent.model import KEPT_EXCLUSIONS, Exclusion, Interface, Selection
 from guestagent.runs import MOST_RUN_BYTES, block_frame, split
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Kind, ProtocolError
@@ -26,8 +26,6 @@ log = logging.getLogger("guestagent.agent")
 
 RUN_ID_BYTES = 16
 """From os.urandom: importing `secrets` would bring in OpenSSL, 4 MB."""
-KEPT_EXCLUSIONS = 4
-"""Closed connections of ours may still say FIN or be answered by RST; the last few stay left out."""
 MOST_NOTE_CHARACTERS = 200
 
 

@@ -7,6 +7,8 @@ LINK_TYPE_ETHERNET = 1
 """LINKTYPE_ETHERNET in the tcpdump.org link-type registry; the only one of version 1."""
 MOST_INTERFACES = 64
 """Of one run. More NICs than any cloud gives one VM (AWS: 15 cards' worth)."""
+KEPT_EXCLUSIONS = 4
+"""Closed connections of ours may still say FIN or be answered by RST; the last few stay left out."""
 MOST_ADDRESSES = 64
 """That are told of one interface; a load balancer's may have hundreds."""
 

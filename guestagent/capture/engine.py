@@ -13,14 +13,14 @@ from guestagent.capture.probes import probe_virtio
 from guestagent.capture.ring import BLOCK_BYTES, FEWEST_BLOCKS, Ring
 from guestagent.capture.source import Source
 from guestagent.errors import ConfigError, HostError, PrivilegeError
-from guestagent.model import MOST_INTERFACES, Exclusion, Selection
+from guestagent.model import KEPT_EXCLUSIONS, MOST_INTERFACES, Exclusion, Selection
 from guestagent.rlimits import address_room_bytes
 
 log = logging.getLogger("guestagent.capture")
 
 DEFAULT_RING_BYTES = 64 * 1024 * 1024
-_OWN = tuple(Exclusion(socket.IPPROTO_TCP, f"fd00::{at}", 1, 1) for at in range(4))
-"""As many connections of our own are left out at once (desk.KEPT_EXCLUSIONS), at their longest."""
+_OWN = tuple(Exclusion(socket.IPPROTO_TCP, f"fd00::{at}", 1, 1) for at in range(KEPT_EXCLUSIONS))
+"""As many connections of our own as are left out at once, at their longest."""
 _LARGEST = Selection("headers", 0.5, tuple(range(MOST_HEAVY)), 0.5)
 """All that shedding adds to a filter."""
 MOST_MEMORY_FRACTION = 0.05
@@ -96,7 +96,10 @@ def _prove(capture: Capture) -> None:
     """
     selection = _LARGEST if capture.wish.sheds else capture.wish.selection
     for at, link in capture.links.items():
-        prove(link.name, capture.program(at, _OWN, selection))
+        try:
+            prove(link.name, capture.program(at, _OWN, selection))
+        except ConfigError as error:
+            raise ConfigError(f"{error}{', or shed nothing with --full' if capture.wish.sheds else ''}") from error
 
 
 def ring_blocks(wanted_bytes: int, interfaces: int, available_bytes: int, address_bytes: float = inf) -> int:

@@ -95,6 +95,6 @@ def attach_filter(sock: socket.socket, program: Sequence[Instruction]) -> None:
         )
     except OSError as error:
         raise ConfigError(
-            f"the capture filter has {len(program)} instructions, with what shedding adds, and the kernel refused it "
-            f"({error.strerror}): make --filter shorter, or raise net.core.optmem_max where it has less than 4,096"
+            f"the capture filter can take {len(program)} instructions, which the kernel refuses ({error.strerror}; it "
+            "takes 4,096 at most): make --filter shorter, or raise net.core.optmem_max"
         ) from error

@@ -219,3 +219,13 @@ def assert_ledger_closes(ledger: dict[str, Any], collector: dict[str, Any], name
     received = collector["agents"][name]
     assert received["received"] - received["unsupported_gso"] == received["written"] == ledger["delivered"]
     assert received["gaps"] == 0
+
+
+def assert_one_sentence(done: "subprocess.CompletedProcess[str]", code: int, words: list[str]) -> None:
+    """A refusal: its exit code, one line of ours that has these words, and no traceback."""
+    said = [line for line in done.stderr.splitlines() if line.startswith("guestagent: ")]
+    assert code == done.returncode, done.stderr
+    assert len(said) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in said[0], done.stderr

@@ -17,7 +17,7 @@ from guestagent.lab.hosts import Host, Lab
 from guestagent.lab.packets import udp_send, udp_sink
 from guestagent.tapstream import frames
 from guestagent.tapstream.frames import Kind
-from tests.lab.rig import Rig, assert_ledger_closes, udp_indexes, wait_for
+from tests.lab.rig import Rig, assert_ledger_closes, assert_one_sentence, udp_indexes, wait_for
 
 NOBODY = 65534
 
@@ -46,22 +46,13 @@ WRONG = {
 }
 
 
-def _assert_one_sentence(done: "subprocess.CompletedProcess[str]", code: int, words: list[str]) -> None:
-    said = [line for line in done.stderr.splitlines() if line.startswith("guestagent: ")]
-    assert code == done.returncode, done.stderr
-    assert len(said) == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    for word in words:
-        assert word in said[0], done.stderr
-
-
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_word_gets_one_sentence(pair: tuple[Host, Host], tmp_path: Path, case: str) -> None:
     """A wrong flag, name or path: exit 2 and one sentence that names it and says what to do."""
     arguments, code, words = WRONG[case]
     (tmp_path / "foreign.pcapng").write_bytes(b"not ours at all, and not empty")
     done = pair[0].run([sys.executable, "-m", "guestagent", *arguments], check=False, cwd=tmp_path)
-    _assert_one_sentence(done, code, words)
+    assert_one_sentence(done, code, words)
     assert (tmp_path / "foreign.pcapng").read_bytes() == b"not ours at all, and not empty"
 
 
@@ -97,7 +88,7 @@ def test_a_taken_port_is_named(rig: Rig, pair: tuple[Host, Host]) -> None:
     second = ["collect", "--listen", "tcp://10.9.0.1:4795", "--write", str(rig.directory / "other")]
     done = pair[1].run([sys.executable, "-m", "guestagent", *second], check=False)
     collector.stop()
-    _assert_one_sentence(done, 2, ["4795", "in use"])
+    assert_one_sentence(done, 2, ["4795", "in use"])
 
 
 def test_two_collectors_do_not_share_a_directory(rig: Rig, pair: tuple[Host, Host]) -> None:
@@ -106,7 +97,7 @@ def test_two_collectors_do_not_share_a_directory(rig: Rig, pair: tuple[Host, Hos
     second = ["collect", "--listen", "tcp://10.9.0.1:4796", "--write", str(rig.captures)]
     done = pair[1].run([sys.executable, "-m", "guestagent", *second], check=False)
     collector.stop()
-    _assert_one_sentence(done, 2, ["another collector writes"])
+    assert_one_sentence(done, 2, ["another collector writes"])
 
 
 @pytest.mark.root
@@ -261,7 +252,7 @@ def test_a_route_through_a_tunnel_is_refused(pair: tuple[Host, Host], lab: Lab) 
     vm.run(["ip", "address", "add", "10.7.0.2/24", "dev", "vx0"])
     vm.run(["ip", "link", "set", "vx0", "up"])
     command = [sys.executable, "-m", "guestagent", "run", "-i", "eth0", "--to", "tcp://10.7.0.1"]
-    _assert_one_sentence(vm.run(command, check=False), 2, ["vx0", "eth0", "tunnel"])
+    assert_one_sentence(vm.run(command, check=False), 2, ["vx0", "eth0", "tunnel"])
 
 
 @pytest.mark.root
@@ -279,23 +270,3 @@ def test_a_feedback_loop_is_stopped(rig: Rig, pair: tuple[Host, Host]) -> None:
     assert time.monotonic() - start < 10
     assert "come back into the capture" in agent.log_text()
     collector.stop()
-
-
-def test_a_filter_that_leaves_no_room_for_shedding_is_refused_at_the_start(
-    pair: tuple[Host, Host], rig: Rig, tmp_path: Path
-) -> None:
-    """Under load it would end the run: so where filters get 20 KB, 120 hosts are too many, unless all is kept."""
-    vm, peer = pair
-    vm.run(["sysctl", "-w", "net.core.optmem_max=20480"])
-    expression = " or ".join(f"host 10.9.0.{number}" for number in range(1, 121))
-    arguments = ["-i", "eth0", "--to", f"dir:{tmp_path}", "--filter", expression]
-    words = ["instructions", "--filter shorter", "optmem_max"]
-    _assert_one_sentence(vm.run([sys.executable, "-m", "guestagent", "run", *arguments], check=False), 2, words)
-    checked = vm.run([sys.executable, "-m", "guestagent", "check", *arguments], check=False)
-    assert checked.returncode == 2
-    assert all(word in checked.stdout for word in words), checked.stdout
-
-    rig.collect(peer)
-    agent = rig.agent(vm, "--filter", expression)
-    assert agent.status()["limits"]["filter"] == expression
-    agent.stop()
